@@ -1,0 +1,77 @@
+"""The one place that decides which backend computes: Triton on GPUs, C++ on CPUs, plain PyTorch anywhere."""
+
+import importlib
+import importlib.util
+import os
+import warnings
+from types import ModuleType
+
+import torch
+
+BACKENDS = {
+    "auto": "the fastest one that is there",
+    "torch": "plain PyTorch, any device",
+    "native": "C++, CPU tensors",
+    "triton": "Triton, CUDA and ROCm tensors",
+}
+_chosen: str | None = None
+
+
+def set_backend(name: str) -> None:
+    """Choose the backend of every operation: "auto", "torch", "native" or "triton"; raises ValueError otherwise."""
+    global _chosen
+    _chosen = _checked(name, "set_backend")
+
+
+def get_backend() -> str:
+    """The chosen backend: that of `set_backend`, else of the environment's POLICY_SPLIT_BACKEND, else "auto"."""
+    if _chosen is not None:
+        return _chosen
+    return _checked(os.environ.get("POLICY_SPLIT_BACKEND", "auto"), "POLICY_SPLIT_BACKEND")
+
+
+def cells(device: torch.device) -> ModuleType:
+    """The module whose functions compute on tensors of this device."""
+    name = get_backend()
+    if name == "auto":
+        name = _fastest(device)
+    if name == "native":
+        return _native(device)
+    if name == "triton":
+        return _triton(device)
+    return importlib.import_module(".reference", __package__)
+
+
+def _checked(name: str, where: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{where}: unknown backend {name!r}; expected one of {', '.join(map(repr, BACKENDS))}")
+    return name
+
+
+def _fastest(device: torch.device) -> str:
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        return "triton"
+    if device.type == "cpu":
+        native = importlib.import_module(".native", __package__)
+        if native.library() is not None:
+            return "native"
+        warnings.warn(f"{native.why_missing()}; plain PyTorch serves, many times slower", RuntimeWarning, stacklevel=2)
+    return "torch"
+
+
+def _native(device: torch.device) -> ModuleType:
+    if device.type != "cpu":
+        raise ValueError(f"backend 'native' computes on CPU tensors, these are on {device}; use 'triton' or 'auto'")
+    native = importlib.import_module(".native", __package__)
+    if native.library() is None:
+        raise RuntimeError(f"backend 'native': {native.why_missing()}")
+    return native
+
+
+def _triton(device: torch.device) -> ModuleType:
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError("backend 'triton': the package triton is not installed; pip install triton")
+    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not interpreted:
+        raise ValueError(f"backend 'triton' computes on CUDA and ROCm tensors, these are on {device}; use 'auto'")
+    return importlib.import_module(".triton_logits", __package__)

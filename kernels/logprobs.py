@@ -1,0 +1,45 @@
+"""Log-probabilities and entropy from logits of any leading shape."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from . import autograd, ops  # noqa: F401  (autograd registers the formulas)
+from .rows import as_rows, inverse_temperature_vector, mask_vector, target_vector
+
+
+class LogprobsAndEntropy(NamedTuple):
+    logprobs: Tensor
+    entropy: Tensor
+
+
+def logprobs_and_entropy(
+    logits: Tensor,  # (..., V)
+    targets: Tensor,  # (...)
+    *,
+    temperature: float | Tensor = 1.0,
+    mask: Tensor | None = None,  # (...)
+) -> LogprobsAndEntropy:
+    """Log-probability of each target and entropy of each distribution, in nats, differentiable, without N x V probabilities.
+
+    The same as::
+
+        log_p = torch.log_softmax(logits.float() / temperature, -1)
+        logprobs = log_p.gather(-1, targets[..., None])[..., 0]
+        entropy = -(log_p.exp() * log_p).sum(-1)
+
+    Shapes: logits `(..., V)` in float32, bfloat16, float16 or float64; targets and mask `(...)`; temperature a number
+    or `(...)`. Returns float32 (float64 for float64 logits) of shape `(...)`.
+    Rows whose mask is 0 or whose target is -100 are not read: both outputs and the gradient are 0 there.
+    A logit of -inf is a token that cannot be drawn: it adds nothing to the entropy or to any gradient.
+    Raises TypeError or ValueError for wrong dtypes, shapes or devices, IndexError for a target outside the vocabulary
+    (on a GPU, where that would cost a synchronisation, the row becomes NaN).
+    """
+    rows = as_rows(logits)
+    logprobs, entropy, _, _ = ops.logprobs_entropy(
+        rows,
+        target_vector(targets, logits),
+        inverse_temperature_vector(temperature, logits),
+        mask_vector(mask, logits),
+    )
+    return LogprobsAndEntropy(logprobs.view(targets.shape), entropy.view(targets.shape))

@@ -1,0 +1,92 @@
+"""torch.library: the schema and the fake of every operation; the only door to the backends.
+
+Arguments are those of `reference`, in its order: logits (B, T, V), per-row vectors (N,). A name that ends in an
+underscore writes over its first argument. `autograd` holds the formulas.
+"""
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from .backends import cells
+from .reference import statistics_dtype
+
+_STATISTICS = "Tensor targets, Tensor inverse_temperature, Tensor? mask"
+_GRADIENT = "Tensor row_max, Tensor log_sum, Tensor entropy, Tensor grad_logprobs, Tensor grad_entropy"
+_LOSS = (
+    "Tensor advantages, Tensor? old_logprobs, Tensor? ref_logprobs, Tensor weights, Tensor entropy_coef, "
+    "Tensor kl_coef, float clip_low, float clip_high, float? clip_delta"
+)
+_LOGITS, _LOGITS_WRITTEN = "Tensor logits", "Tensor(a!) logits"
+
+
+def _schema(*arguments: str, returns: int) -> str:
+    outputs = {0: "()", 1: "Tensor"}.get(returns, f"({', '.join(['Tensor'] * returns)})")
+    return f"({', '.join(arguments)}) -> {outputs}"
+
+
+def _op(name: str, *arguments: str, returns: int):
+    written = (arguments[0].split()[-1],) if "!" in arguments[0] else ()
+    schema = _schema(*arguments, returns=returns)
+    return custom_op(f"policy_split::{name}", mutates_args=written, schema=schema)
+
+
+def _dense_like(logits: Tensor) -> Tensor:
+    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+
+
+@_op("logprobs_entropy", _LOGITS, _STATISTICS, returns=4)
+def logprobs_entropy(logits, *arguments):
+    return tuple(cells(logits.device).logprobs_entropy(logits, *arguments))
+
+
+@_op("logprobs_entropy_gradient", _LOGITS, _STATISTICS, _GRADIENT, returns=1)
+def logprobs_entropy_gradient(logits, *arguments):
+    grad_logits = _dense_like(logits)
+    cells(logits.device).logprobs_entropy_gradient(logits, *arguments, grad_logits)
+    return grad_logits
+
+
+@_op("logprobs_entropy_gradient_", _LOGITS_WRITTEN, _STATISTICS, _GRADIENT, returns=0)
+def logprobs_entropy_gradient_(logits, *arguments):
+    cells(logits.device).logprobs_entropy_gradient(logits, *arguments, logits)
+
+
+@_op("dual_mode_loss", _LOGITS, _STATISTICS, _LOSS, returns=9)
+def dual_mode_loss(logits, *arguments):
+    return tuple(cells(logits.device).dual_mode_loss(logits, *arguments, None))
+
+
+@_op("dual_mode_loss_with_gradient", _LOGITS, _STATISTICS, _LOSS, returns=10)
+def dual_mode_loss_with_gradient(logits, *arguments):
+    grad_logits = _dense_like(logits)
+    return (*cells(logits.device).dual_mode_loss(logits, *arguments, grad_logits), grad_logits)
+
+
+@_op("dual_mode_loss_with_gradient_", _LOGITS_WRITTEN, _STATISTICS, _LOSS, returns=9)
+def dual_mode_loss_with_gradient_(logits, *arguments):
+    return tuple(cells(logits.device).dual_mode_loss(logits, *arguments, logits))
+
+
+@_op("scale_rows_", "Tensor(a!) x", "Tensor scale", returns=0)
+def scale_rows_(x, scale):
+    cells(x.device).scale_rows_(x, scale)
+
+
+def _row_vectors(logits: Tensor, count: int) -> tuple[Tensor, ...]:
+    rows = logits.shape[0] * logits.shape[1]
+    return tuple(logits.new_empty((rows,), dtype=statistics_dtype(logits.dtype)) for _ in range(count))
+
+
+def _loss_rows(logits: Tensor, *_) -> tuple[Tensor, ...]:
+    clipped = logits.new_empty((logits.shape[0] * logits.shape[1],), dtype=torch.bool)
+    return (*_row_vectors(logits, 4), clipped, *_row_vectors(logits, 4))
+
+
+logprobs_entropy.register_fake(lambda logits, *_: _row_vectors(logits, 4))
+logprobs_entropy_gradient.register_fake(lambda logits, *_: _dense_like(logits))
+logprobs_entropy_gradient_.register_fake(lambda *_: None)
+dual_mode_loss.register_fake(_loss_rows)
+dual_mode_loss_with_gradient.register_fake(lambda logits, *_: (*_loss_rows(logits), _dense_like(logits)))
+dual_mode_loss_with_gradient_.register_fake(_loss_rows)
+scale_rows_.register_fake(lambda *_: None)

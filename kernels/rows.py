@@ -1,0 +1,76 @@
+"""From what callers have (any leading shape) to what the kernels take (rows and per-row vectors), with the checks."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .reference import statistics_dtype
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def as_rows(logits: Tensor) -> Tensor:
+    """View logits (..., V) as (B, T, V) with a contiguous vocabulary; copies only where no such view exists."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits must be a tensor, got {type(logits).__name__}")
+    if logits.dtype not in DTYPES:
+        raise TypeError(f"logits must be one of {', '.join(map(str, DTYPES))}, got {logits.dtype}")
+    if logits.dim() < 1 or logits.shape[-1] == 0:
+        raise ValueError(f"logits must be (..., V) with V >= 1, got shape {tuple(logits.shape)}")
+    if logits.stride(-1) != 1:
+        logits = logits.contiguous()
+    if logits.dim() < 3:
+        return logits.reshape(1, -1, logits.shape[-1])
+    return logits if logits.dim() == 3 else logits.flatten(0, -3)
+
+
+def token_vector(name: str, x: Tensor, logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Check a per-token argument against logits (..., V) and lay it out as (N,), detached."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {tuple(logits.shape[:-1])}, got {type(x).__name__}")
+    if x.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}; expected {tuple(logits.shape[:-1])}, "
+            f"the leading shape of logits {tuple(logits.shape)}"
+        )
+    if x.device != logits.device:
+        raise ValueError(f"{name} is on {x.device}, logits are on {logits.device}; expected the same device")
+    if dtype is not None and dtype.is_floating_point and not (x.dtype.is_floating_point or x.dtype in _INTEGERS):
+        raise TypeError(f"{name} must hold real numbers, got {x.dtype}")
+    return x.detach().to(dtype or x.dtype).reshape(-1).contiguous()
+
+
+def target_vector(targets: Tensor, logits: Tensor) -> Tensor:
+    if isinstance(targets, Tensor) and targets.dtype not in _INTEGERS:
+        raise TypeError(f"targets must be integer token ids (int64), got {targets.dtype}")
+    return token_vector("targets", targets, logits, torch.int64)
+
+
+def mask_vector(mask: Tensor | None, logits: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    return token_vector("mask", mask, logits) != 0
+
+
+def float_vector(name: str, x: Tensor | None, logits: Tensor) -> Tensor | None:
+    return None if x is None else token_vector(name, x, logits, statistics_dtype(logits.dtype))
+
+
+def inverse_temperature_vector(temperature: float | Tensor, logits: Tensor) -> Tensor:
+    """1 / temperature as (1,) or (N,) in the statistics dtype; raises ValueError unless finite and positive."""
+    dtype = statistics_dtype(logits.dtype)
+    if not isinstance(temperature, Tensor):
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise ValueError(f"temperature must be finite and > 0, got {temperature}")
+        return torch.full((1,), 1.0 / temperature, dtype=dtype, device=logits.device)
+    if temperature.numel() == 1:
+        temperature = temperature.detach().to(logits.device).reshape(1)
+    else:
+        temperature = token_vector("temperature", temperature, logits, dtype)
+    if temperature.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((temperature > 0).all()):
+        raise ValueError(f"temperature must be > 0 in every row, got {float(temperature.min())}")
+    return temperature.to(dtype).reciprocal()
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
