@@ -1,0 +1,146 @@
+// The element types of logits: how a vector of them is loaded into, and stored from, the type that computes.
+#pragma once
+
+#include <limits>
+
+#include "simd.h"
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace policy_split {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+template <typename Element>
+struct ComputeType {
+  using Real = float;
+};
+template <>
+struct ComputeType<double> {
+  using Real = double;
+};
+template <typename Element>
+using Compute = typename ComputeType<Element>::Real;
+
+typedef uint16_t Words __attribute__((vector_size(PS_VECTOR_BYTES / 2)));
+typedef uint32_t Bits32 __attribute__((vector_size(PS_VECTOR_BYTES)));
+
+inline Vector<float> as_float(Bits32 bits) {
+  Vector<float> x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+inline Bits32 as_bits(Vector<float> x) {
+  Bits32 bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+template <typename Real>
+inline Vector<Real> load(const Real* from) {
+  Vector<Real> x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+template <typename Real>
+inline void store(Real* to, Vector<Real> x) {
+  std::memcpy(to, &x, sizeof x);
+}
+
+inline Vector<float> load(const BFloat16* from) {
+  Words words;
+  std::memcpy(&words, from, sizeof words);
+  return as_float(__builtin_convertvector(words, Bits32) << 16);
+}
+
+// Round to nearest, ties to even; a NaN whose payload would carry into the exponent becomes the plain NaN.
+inline void store(BFloat16* to, Vector<float> x) {
+  const Bits32 bits = as_bits(x);
+  const Bits32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Bits32 kept = (Bits32)(x == x);
+  const Words words = __builtin_convertvector((rounded & kept) | (0x7fc0u & ~kept), Words);
+  std::memcpy(to, &words, sizeof words);
+}
+
+#if defined(__AVX512F__)
+inline Vector<float> load(const Half* from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from)); }
+inline void store(Half* to, Vector<float> x) {
+  _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__F16C__)
+inline Vector<float> load(const Half* from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from)); }
+inline void store(Half* to, Vector<float> x) {
+  _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+// The exponent is moved by a multiplication, which also makes subnormals right; infinity and NaN are put back.
+inline Vector<float> load(const Half* from) {
+  Words words;
+  std::memcpy(&words, from, sizeof words);
+  const Bits32 half = __builtin_convertvector(words, Bits32);
+  const Bits32 magnitude = (half & 0x7fffu) << 13;
+  const Bits32 special = (Bits32)((half & 0x7c00u) == 0x7c00u);
+  const Bits32 finite = as_bits(as_float(magnitude) * 0x1p112f);
+  return as_float(((finite & ~special) | ((magnitude | 0x7f800000u) & special)) | ((half & 0x8000u) << 16));
+}
+
+inline uint16_t half_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return uint16_t(sign | 0x7e00u);
+  if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00u);  // rounds beyond the largest half
+  if (magnitude < 0x38800000u) {                                  // subnormal half: the addition rounds
+    float tiny, half = 0.5f;
+    std::memcpy(&tiny, &magnitude, sizeof tiny);
+    tiny += half;
+    uint32_t rounded;
+    std::memcpy(&rounded, &tiny, sizeof rounded);
+    return uint16_t(sign | (rounded - 0x3f000000u));
+  }
+  const uint32_t rebased = magnitude - (112u << 23);
+  return uint16_t(sign | ((rebased + 0xfffu + ((rebased >> 13) & 1u)) >> 13));
+}
+
+inline void store(Half* to, Vector<float> x) {
+  for (int i = 0; i < lanes<float>; ++i) to[i].bits = half_of(x[i]);
+}
+#endif
+
+// The last, partial vector of a row: lanes beyond its end hold `fill`.
+template <typename Element>
+inline Vector<Compute<Element>> load_part(const Element* from, int64_t count, Compute<Element> fill) {
+  Element part[lanes<Compute<Element>>] = {};
+  std::memcpy(part, from, count * sizeof(Element));
+  Vector<Compute<Element>> x = load(part);
+  for (int64_t i = count; i < lanes<Compute<Element>>; ++i) x[i] = fill;
+  return x;
+}
+
+template <typename Element>
+inline void store_part(Element* to, int64_t count, Vector<Compute<Element>> x) {
+  Element part[lanes<Compute<Element>>];
+  store(part, x);
+  std::memcpy(to, part, count * sizeof(Element));
+}
+
+template <typename Element>
+inline double load_one(const Element* from) {
+  return load_part(from, 1, Compute<Element>(0))[0];
+}
+
+template <typename Element>
+inline void store_one(Element* to, double x) {
+  store_part(to, 1, splat<Compute<Element>>(Compute<Element>(x)));
+}
+
+}  // namespace policy_split

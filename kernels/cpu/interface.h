@@ -1,0 +1,55 @@
+// The C interface that native.py opens. The structures stand there again, field by field.
+#pragma once
+
+#include <cstdint>
+
+#define PS_INTERFACE_VERSION 1
+
+#define PS_PUBLIC __attribute__((visibility("default")))
+
+extern "C" {
+
+enum PsDtype { PS_FLOAT32 = 0, PS_BFLOAT16 = 1, PS_FLOAT16 = 2, PS_FLOAT64 = 3 };
+
+// Row n lies at (n / rows_per_batch) * stride_b + (n % rows_per_batch) * stride_t elements; its vocabulary is
+// contiguous. Vectors (N,) are double for PS_FLOAT64 and float otherwise; a stride of 0 repeats one number.
+struct PsMatrix {
+  const void* logits;
+  void* grad_logits;  // null: no gradient
+  int64_t rows, rows_per_batch, vocabulary;
+  int64_t stride_b, stride_t, grad_stride_b, grad_stride_t;
+  const int64_t* targets;
+  const uint8_t* mask;  // null: every row counts
+  int64_t ignore_index;
+  const void* inverse_temperature;
+  int64_t inverse_temperature_stride;
+  int32_t dtype, threads;
+};
+
+struct PsStatistics {
+  void *logprobs, *entropy, *row_max, *log_sum;
+};
+
+struct PsLoss {
+  const void *advantages, *old_logprobs, *ref_logprobs;  // the last two may be null
+  const void *weights, *entropy_coef, *kl_coef;
+  double clip_low, clip_high, clip_delta;  // clip_delta: NaN for none
+  void *losses, *kl;
+  uint8_t* clipped;
+  void *grad_logprobs, *grad_entropy;
+};
+
+// Both return the first row whose target lies outside the vocabulary, before anything is written, or -1.
+PS_PUBLIC int64_t ps_logprobs_entropy(const PsMatrix* matrix, const PsStatistics* out);
+PS_PUBLIC int64_t ps_dual_mode_loss(const PsMatrix* matrix, const PsStatistics* out, const PsLoss* loss);
+
+// From the statistics of an earlier call; reads row_max, log_sum and entropy.
+PS_PUBLIC int64_t ps_logprobs_entropy_gradient(const PsMatrix* matrix, const PsStatistics* from, const void* grad_logprobs,
+                                     const void* grad_entropy);
+
+// grad_logits *= scale, row by row, in place.
+PS_PUBLIC void ps_scale_rows(const PsMatrix* matrix, const void* scale);
+
+PS_PUBLIC int64_t ps_interface_version();
+PS_PUBLIC const char* ps_instruction_set();
+}

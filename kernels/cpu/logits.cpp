@@ -1,0 +1,194 @@
+// The operations on matrices of logits: which rows are read, by which thread, and what is written for each.
+#include <omp.h>
+
+#include "interface.h"
+#include "pages.h"
+#include "policy_loss.h"
+#include "rows.h"
+
+namespace policy_split {
+namespace {
+
+template <typename Element>
+struct Matrix {
+  using Real = Compute<Element>;
+  const PsMatrix& m;
+
+  bool ignored(int64_t n) const { return (m.mask && !m.mask[n]) || m.targets[n] == m.ignore_index; }
+  int64_t offset(int64_t n, int64_t stride_b, int64_t stride_t) const {
+    return (n / m.rows_per_batch) * stride_b + (n % m.rows_per_batch) * stride_t;
+  }
+  const Element* row(int64_t n) const { return (const Element*)m.logits + offset(n, m.stride_b, m.stride_t); }
+  Element* grad(int64_t n) const { return (Element*)m.grad_logits + offset(n, m.grad_stride_b, m.grad_stride_t); }
+  double inverse_temperature(int64_t n) const {
+    return ((const Real*)m.inverse_temperature)[n * m.inverse_temperature_stride];
+  }
+
+  int64_t first_bad_target() const {
+    for (int64_t n = 0; n < m.rows; ++n)
+      if (!ignored(n) && (m.targets[n] < 0 || m.targets[n] >= m.vocabulary)) return n;
+    return -1;
+  }
+
+  // Each row belongs to one thread and is reduced in one order: its result does not depend on the others.
+  template <typename Body>
+  void for_each_row(Body body) const {
+    const int chunk = int(1 + 16384 / m.vocabulary);
+    const bool parallel = m.threads > 1 && m.rows > chunk;
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(m.threads) if (parallel)
+    for (int64_t n = 0; n < m.rows; ++n) body(n);
+  }
+
+  void prepare_gradient() const {
+    if (m.grad_logits && m.grad_logits != m.logits && m.grad_stride_t == m.vocabulary)
+      advise_huge_pages(m.grad_logits, m.rows * m.vocabulary * sizeof(Element));
+  }
+  void zero_gradient(int64_t n) const {
+    if (m.grad_logits) std::memset((void*)grad(n), 0, m.vocabulary * sizeof(Element));
+  }
+};
+
+template <typename Real>
+void put(void* vector, int64_t n, double x) {
+  ((Real*)vector)[n] = Real(x);
+}
+template <typename Real>
+double get(const void* vector, int64_t n) {
+  return ((const Real*)vector)[n];
+}
+
+template <typename Real>
+void put_statistics(const PsStatistics& out, int64_t n, const RowStatistics& row) {
+  put<Real>(out.logprobs, n, row.logprob);
+  put<Real>(out.entropy, n, row.entropy);
+  put<Real>(out.row_max, n, row.max);
+  put<Real>(out.log_sum, n, row.log_sum);
+}
+
+template <typename Element>
+int64_t statistics(const PsMatrix& m, const PsStatistics& out) {
+  const Matrix<Element> matrix{m};
+  const int64_t bad = matrix.first_bad_target();
+  if (bad >= 0) return bad;
+  matrix.for_each_row([&](int64_t n) {
+    RowStatistics row = {};
+    if (!matrix.ignored(n))
+      row = row_statistics(matrix.row(n), m.vocabulary, m.targets[n], matrix.inverse_temperature(n));
+    put_statistics<Compute<Element>>(out, n, row);
+  });
+  return -1;
+}
+
+template <typename Element>
+int64_t gradient(const PsMatrix& m, const PsStatistics& from, const void* grad_logprobs, const void* grad_entropy) {
+  using Real = Compute<Element>;
+  const Matrix<Element> matrix{m};
+  const int64_t bad = matrix.first_bad_target();
+  if (bad >= 0) return bad;
+  matrix.prepare_gradient();
+  matrix.for_each_row([&](int64_t n) {
+    if (matrix.ignored(n)) return matrix.zero_gradient(n);
+    const double inverse_temperature = matrix.inverse_temperature(n);
+    RowStatistics row = {get<Real>(from.row_max, n), 0, get<Real>(from.entropy, n), 0, get<Real>(from.log_sum, n)};
+    row.logprob = (load_one(matrix.row(n) + m.targets[n]) - row.max) * inverse_temperature - row.log_sum;
+    row_gradient(matrix.row(n), matrix.grad(n), m.vocabulary, m.targets[n], inverse_temperature, row,
+                 get<Real>(grad_logprobs, n), get<Real>(grad_entropy, n));
+  });
+  return -1;
+}
+
+template <typename Real>
+TokenLoss token(const PsLoss& loss, int64_t n, const RowStatistics& row) {
+  const double old = loss.old_logprobs ? get<Real>(loss.old_logprobs, n) : 0;
+  const double reference = loss.ref_logprobs ? get<Real>(loss.ref_logprobs, n) : 0;
+  return token_loss(row.logprob, row.entropy, get<Real>(loss.advantages, n), loss.old_logprobs ? &old : nullptr,
+                    loss.ref_logprobs ? &reference : nullptr, get<Real>(loss.weights, n),
+                    get<Real>(loss.entropy_coef, n), get<Real>(loss.kl_coef, n),
+                    {loss.clip_low, loss.clip_high, loss.clip_delta});
+}
+
+template <typename Element>
+int64_t dual_mode_loss(const PsMatrix& m, const PsStatistics& out, const PsLoss& loss) {
+  using Real = Compute<Element>;
+  const Matrix<Element> matrix{m};
+  const int64_t bad = matrix.first_bad_target();
+  if (bad >= 0) return bad;
+  matrix.prepare_gradient();
+  matrix.for_each_row([&](int64_t n) {
+    RowStatistics row = {};
+    TokenLoss result = {};
+    if (matrix.ignored(n)) {
+      matrix.zero_gradient(n);
+    } else {
+      const double inverse_temperature = matrix.inverse_temperature(n);
+      row = row_statistics(matrix.row(n), m.vocabulary, m.targets[n], inverse_temperature);
+      result = token<Real>(loss, n, row);
+      if (m.grad_logits)  // the row is still in this core's cache
+        row_gradient(matrix.row(n), matrix.grad(n), m.vocabulary, m.targets[n], inverse_temperature, row,
+                     result.grad_logprob, result.grad_entropy);
+    }
+    put_statistics<Real>(out, n, row);
+    put<Real>(loss.losses, n, result.loss);
+    put<Real>(loss.kl, n, result.kl);
+    put<Real>(loss.grad_logprobs, n, result.grad_logprob);
+    put<Real>(loss.grad_entropy, n, result.grad_entropy);
+    loss.clipped[n] = result.clipped;
+  });
+  return -1;
+}
+
+template <typename Element>
+int64_t scale_rows(const PsMatrix& m, const void* scale) {
+  using Real = Compute<Element>;
+  constexpr int width = lanes<Real>;
+  const Matrix<Element> matrix{m};
+  matrix.for_each_row([&](int64_t n) {
+    const double factor = get<Real>(scale, n);
+    if (factor == 1) return;
+    const Vector<Real> factors = splat<Real>(Real(factor));
+    Element* x = matrix.grad(n);
+    int64_t i = 0;
+    for (; i + width <= m.vocabulary; i += width) store(x + i, load(x + i) * factors);
+    if (i < m.vocabulary)
+      store_part(x + i, m.vocabulary - i, load_part(x + i, m.vocabulary - i, Real(0)) * factors);
+  });
+  return -1;
+}
+
+// Calls run(Element{}) for the element type of the matrix.
+template <typename Run>
+int64_t by_dtype(int32_t dtype, Run run) {
+  switch (dtype) {
+    case PS_BFLOAT16: return run(BFloat16{});
+    case PS_FLOAT16: return run(Half{});
+    case PS_FLOAT64: return run(double{});
+    default: return run(float{});
+  }
+}
+
+}  // namespace
+}  // namespace policy_split
+
+using namespace policy_split;
+
+int64_t ps_logprobs_entropy(const PsMatrix* m, const PsStatistics* out) {
+  return by_dtype(m->dtype, [&](auto element) { return statistics<decltype(element)>(*m, *out); });
+}
+
+int64_t ps_dual_mode_loss(const PsMatrix* m, const PsStatistics* out, const PsLoss* loss) {
+  return by_dtype(m->dtype, [&](auto element) { return dual_mode_loss<decltype(element)>(*m, *out, *loss); });
+}
+
+int64_t ps_logprobs_entropy_gradient(const PsMatrix* m, const PsStatistics* from, const void* grad_logprobs,
+                                     const void* grad_entropy) {
+  return by_dtype(m->dtype,
+                  [&](auto element) { return gradient<decltype(element)>(*m, *from, grad_logprobs, grad_entropy); });
+}
+
+void ps_scale_rows(const PsMatrix* m, const void* scale) {
+  by_dtype(m->dtype, [&](auto element) { return scale_rows<decltype(element)>(*m, scale); });
+}
+
+int64_t ps_interface_version() { return PS_INTERFACE_VERSION; }
+
+const char* ps_instruction_set() { return PS_INSTRUCTION_SET; }

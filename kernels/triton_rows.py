@@ -1,0 +1,176 @@
+"""GPU: what one program does with one row of logits (device functions; the kernels are in `triton_logits`).
+
+A row is read in tiles of shape (DEPTH, LANES, VEC): a lane is a thread, and it holds DEPTH vectors of VEC neighbours, so
+that a load is VEC elements (16 bytes where the row allows it) and reductions over axes 0 and 2 stay inside the thread.
+Each lane keeps its own maximum and sums; they meet once, at the end of the row, so the loop has no barrier.
+Exponents are in base 2: exp(x) = exp2(x * LOG2E), one instruction.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+# Exponents are bounded by this before they are multiplied: exp2 is 0 there already, and 0 * -1e4 is 0 where 0 * -inf is
+# NaN. The bound drops NaN, but the factor beside it is exp2 of the unbounded exponent, so a NaN is kept.
+FLOOR = tl.constexpr(-1e4)
+# A lane's maximum starts at the least finite number, not at -inf: logits of -inf then are -inf away from it, not NaN,
+# and every finite logit is a valid maximum. A row without a finite logit has the sum 0.
+LEAST_FP32 = tl.constexpr(-3.4028234663852886e38)
+LEAST_FP64 = tl.constexpr(-1.7976931348623157e308)
+SERIES_TERMS = tl.constexpr(19)  # of exp on [-1, 1], to 1e-17
+
+
+@triton.jit
+def row_offset(n, T, stride_b, stride_t, VEC: tl.constexpr):
+    """Offset of row n of (B, T, V); strides count vectors of VEC elements, so that the compiler knows the alignment."""
+    b = n // T
+    t = n - b * T
+    return (b.to(tl.int64) * stride_b + t.to(tl.int64) * stride_t) * VEC
+
+
+@triton.jit
+def tile_offsets(DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
+    depth = tl.arange(0, DEPTH)[:, None, None]
+    lane = tl.arange(0, LANES)[None, :, None]
+    return (depth * LANES + lane) * VEC + tl.arange(0, VEC)[None, None, :]
+
+
+@triton.jit
+def tail_offsets(V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
+    """Offsets and mask of the last, partial tile. V is a multiple of VEC, so a vector is inside or outside as a whole."""
+    TAIL: tl.constexpr = V % (DEPTH * LANES * VEC)
+    TAIL_DEPTH: tl.constexpr = triton.next_power_of_2(triton.cdiv(TAIL, LANES * VEC))
+    vector = tl.arange(0, TAIL_DEPTH)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
+    offsets = V - TAIL + tile_offsets(TAIL_DEPTH, LANES, VEC)
+    inside = (vector < TAIL // VEC).broadcast_to(TAIL_DEPTH, LANES, VEC)
+    return offsets, inside
+
+
+@triton.jit
+def _sum_in_lane(x):
+    return tl.sum(tl.sum(x, 2), 0)
+
+
+@triton.jit
+def _accumulate(logits, scale, lane_max, lane_sum, lane_moment):
+    """Add a tile to the lanes' maximum m, sum of 2^d and sum of d * 2^d, where d = (logits - m) * scale."""
+    logits = logits.to(lane_max.dtype)
+    new_max = tl.maximum(lane_max, tl.max(tl.max(logits, 2), 0))
+    shift = tl.maximum((lane_max - new_max) * scale, FLOOR)
+    kept = tl.exp2(shift)
+    # The maximum is subtracted before anything is multiplied: exact for neighbours of the maximum, whatever its size.
+    d = (logits - new_max[None, :, None]) * scale
+    e = tl.exp2(d)
+    lane_moment = kept * (lane_moment + shift * lane_sum) + _sum_in_lane(e * tl.maximum(d, FLOOR))
+    lane_sum = kept * lane_sum + _sum_in_lane(e)
+    return new_max, lane_sum, lane_moment
+
+
+@triton.jit
+def _row_sums(
+    row_ptr, scale, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, LEAST: tl.constexpr
+):  # fmt: skip
+    """Maximum m of a row, sum of 2^d and sum of d * 2^d."""
+    TILE: tl.constexpr = DEPTH * LANES * VEC
+    lane_max = tl.full((LANES,), LEAST, scale.dtype)
+    lane_sum = tl.zeros((LANES,), scale.dtype)
+    lane_moment = tl.zeros((LANES,), scale.dtype)
+    offsets = tile_offsets(DEPTH, LANES, VEC)
+    for i in range(V // TILE):
+        logits = tl.load(row_ptr + i * TILE + offsets)
+        lane_max, lane_sum, lane_moment = _accumulate(logits, scale, lane_max, lane_sum, lane_moment)
+    if V % TILE != 0:
+        offsets, inside = tail_offsets(V, DEPTH, LANES, VEC)
+        logits = tl.load(row_ptr + offsets, mask=inside, other=-float("inf"))
+        lane_max, lane_sum, lane_moment = _accumulate(logits, scale, lane_max, lane_sum, lane_moment)
+    row_max = tl.max(lane_max, 0)
+    shift = tl.maximum((lane_max - row_max) * scale, FLOOR)
+    kept = tl.exp2(shift)
+    return row_max, tl.sum(kept * lane_sum, 0), tl.sum(kept * (lane_moment + shift * lane_sum), 0)
+
+
+@triton.jit
+def row_statistics(
+    row_ptr, target, inverse_temperature,
+    V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """logprob, entropy, row_max, log_sum of one row, as `reference.logprobs_entropy` defines them."""
+    dtype: tl.constexpr = inverse_temperature.dtype
+    LEAST: tl.constexpr = LEAST_FP64 if dtype == tl.float64 else LEAST_FP32
+    target_logit = tl.load(row_ptr + target).to(dtype)
+    row_max, total, moment = _row_sums(row_ptr, inverse_temperature * LOG2E, V, DEPTH, LANES, VEC, LEAST)
+    nothing_finite = total == 0
+    row_max = tl.where(nothing_finite, -float("inf"), row_max)
+    row_max = tl.where((total != total) & (row_max < float("inf")), float("nan"), row_max)
+    log_sum = tl.where(nothing_finite, float("nan"), tl.log(total))
+    logprob = (target_logit - row_max) * inverse_temperature - log_sum
+    entropy = log_sum - moment / total * LN2
+    return logprob, entropy, row_max, log_sum
+
+
+@triton.jit
+def _tile_gradient(
+    logits, offsets, start, end, target, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy
+):
+    """Gradient of one tile, rounded: p * (level + slope * log2 p), and (1 - p) in place of -p at the target."""
+    d = (logits.to(row_max.dtype) - row_max) * (inverse_temperature * LOG2E) - log_sum * LOG2E
+    p = tl.exp2(d)
+    to_entropy = -inverse_temperature * grad_entropy
+    bend = to_entropy * LN2 * tl.maximum(d, FLOOR)
+    grad = (p * (bend + (to_entropy * entropy - inverse_temperature * grad_logprob))).to(logits.dtype)
+    # One tile of the row holds the target; a comparison per element in all the others would cost two instructions each.
+    if (target >= start) & (target < end):
+        at_target = inverse_temperature * grad_logprob * (1 - p) + p * (bend + to_entropy * entropy)
+        grad = tl.where(offsets == target, at_target.to(logits.dtype), grad)
+    return grad
+
+
+@triton.jit
+def write_row_gradient(
+    row_ptr, grad_ptr, target, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy,
+    V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """Gradient of one row, from its end to its start: what was read last is what the L2 cache still holds."""
+    TILE: tl.constexpr = DEPTH * LANES * VEC
+    FULL: tl.constexpr = V // TILE * TILE
+    if V % TILE != 0:
+        offsets, inside = tail_offsets(V, DEPTH, LANES, VEC)
+        logits = tl.load(row_ptr + offsets, mask=inside, other=0.0)
+        grad = _tile_gradient(
+            logits, offsets, FULL, V, target,
+            inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy,
+        )  # fmt: skip
+        tl.store(grad_ptr + offsets, grad, mask=inside)
+    tile = tile_offsets(DEPTH, LANES, VEC)
+    for i in range(V // TILE):
+        start = FULL - TILE - i * TILE
+        offsets = start + tile
+        logits = tl.load(row_ptr + offsets)
+        grad = _tile_gradient(
+            logits, offsets, start, start + TILE, target,
+            inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy,
+        )  # fmt: skip
+        tl.store(grad_ptr + offsets, grad)
+
+
+@triton.jit
+def fill_row(row_ptr, value, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
+    TILE: tl.constexpr = DEPTH * LANES * VEC
+    offsets = tile_offsets(DEPTH, LANES, VEC)
+    values = tl.full((DEPTH, LANES, VEC), value, row_ptr.dtype.element_ty)
+    for i in range(V // TILE):
+        tl.store(row_ptr + i * TILE + offsets, values)
+    if V % TILE != 0:
+        offsets, inside = tail_offsets(V, DEPTH, LANES, VEC)
+        tl.store(row_ptr + offsets, tl.full(offsets.shape, value, row_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def exp_minus_one_minus_x(x):
+    """exp(x) - 1 - x, by its series near 0, where the difference would cancel."""
+    near = tl.where(tl.abs(x) < 1, x, 0.0)
+    series = near * 0 + 1
+    for k in tl.static_range(SERIES_TERMS, 2, -1):
+        series = 1 + series * near * (1.0 / k)
+    return tl.where(near == x, near * near * 0.5 * series, tl.exp(x) - 1 - x)
