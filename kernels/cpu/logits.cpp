@@ -5,6 +5,7 @@
 #include "pages.h"
 #include "policy_loss.h"
 #include "rows.h"
+#include "subnormals.h"
 
 namespace policy_split {
 namespace {
@@ -36,7 +37,10 @@ struct Matrix {
     const int chunk = int(1 + 16384 / m.vocabulary);
     const bool parallel = m.threads > 1 && m.rows > chunk;
 #pragma omp parallel for schedule(dynamic, chunk) num_threads(m.threads) if (parallel)
-    for (int64_t n = 0; n < m.rows; ++n) body(n);
+    for (int64_t n = 0; n < m.rows; ++n) {
+      const Flush flush;
+      body(n);
+    }
   }
 
   void prepare_gradient() const {

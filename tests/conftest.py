@@ -1,0 +1,24 @@
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported: Triton then computes on CPU tensors
+
+from policy_split_kernels import backends
+
+
+@pytest.fixture(params=["torch", "native", "triton"])
+def backend(request):
+    """Runs the test once for each backend."""
+    previous = backends._chosen
+    backends.set_backend(request.param)
+    yield request.param
+    backends._chosen = previous
+
+
+@pytest.fixture
+def device(backend):
+    """Where the tensors of the test's backend lie."""
+    return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
