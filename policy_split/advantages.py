@@ -1,0 +1,200 @@
+"""Token-level advantages of shared rollouts: correctness plus the dual-mode entropy bonus (arXiv 2604.11510, eq. 3-6).
+
+The 4*P*n rows are seen as (2, 2, P, n): [response borrowed or not, mode of the prompt, question, response].
+The same response under the other prompt is the flip of the first two axes (block k <-> block 3 - k), and a group
+(question, mode), 2n rows, is a reduction over the axes 0 and 3. The helpers take and return this view.
+"""
+
+from math import inf
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-6
+ROWS, TOKENS = (0, 3), (0, 3, 4)  # the axes of a group
+OPTIONS = {
+    "num_prompts": (Integral, lambda x: x >= 1, "an integer of at least 1"),
+    "num_generations": (Integral, lambda x: x >= 1, "an integer of at least 1"),
+    "alpha": (Real, lambda x: 0 <= x <= 1, "a number in [0, 1]"),
+    "eta": (Real, lambda x: 0 <= x < inf, "a finite number of at least 0"),
+    "eta_normal": (Real, lambda x: -inf < x < inf, "a finite number"),
+    "kappa": ((Real, type(None)), lambda x: x is None or 0 < x < inf, "a finite number above 0, or None for no clamp"),
+    "clamp": (str, ("paper", "code").__contains__, "'paper' or 'code'"),
+    "clamp_floor": (Real, lambda x: 0 <= x < inf, "a finite number of at least 0"),
+    "share_correction": (str, ("none", "truncated").__contains__, "'none' or 'truncated'"),
+    "normalize": (str, ("zscore", "mean", "none").__contains__, "'zscore', 'mean' or 'none'"),
+    "lowest_entropy_mask_ratio": (Real, lambda x: 0 <= x < 1, "a number in [0, 1)"),
+    "correctness_mask": (str, ("none", "all_same").__contains__, "'none' or 'all_same'"),
+}
+
+
+class BonusStatistics(NamedTuple):
+    clamped_fraction: Tensor  # () of the valid tokens that would have a bonus without the clamp; 0 if there is none
+    dead_fraction: Tensor  # () of the 2P (question, mode) groups: their rewards are all equal
+
+
+@torch.no_grad()
+def dual_mode_advantages(
+    rewards: Tensor,  # (4*P*n,) blocks prompt/response N/N, H/H, N/H, H/N; question-major inside a block
+    logprobs: Tensor,  # (4*P*n, T) old log-probs, nats; anything where mask is 0
+    mask: Tensor,  # (4*P*n, T) bool or 0/1, the same for both rows of a response
+    *,
+    num_prompts: int,
+    num_generations: int,
+    alpha: float = 0.5,
+    eta: float = 0.03,
+    eta_normal: float = 0.0,
+    kappa: float | None = 2.0,
+    clamp: str = "paper",
+    clamp_floor: float = 0.0,
+    share_correction: str = "none",
+    normalize: str = "zscore",
+    lowest_entropy_mask_ratio: float = 0.0,
+    correctness_mask: str = "none",
+    surprise: Tensor | None = None,  # (4*P*n, T) nats, replaces -logprobs in the bonus
+) -> tuple[Tensor, Tensor]:
+    """Advantages and bonus of each token: (4*P*n, T), detached, 0 where mask is 0; float32, or float64 if logprobs are.
+
+    advantages = (group_advantages + bonus) * share_weights, bonus = entropy_bonus(preference)  (eq. 3-6).
+    TypeError, ValueError: a bad argument; on a CPU also unequal masks of one response and a reward, or a log-prob or
+    surprise of a valid token, that is not finite (a GPU would have to synchronise: there they make their group NaN).
+    """
+    _check_options(locals())
+    rewards, logprobs, surprise, valid = _blocks(rewards, logprobs, mask, surprise, num_prompts, num_generations)
+    correctness = group_advantages(rewards)[..., None]
+    b = preference(surprise, valid, rewards, alpha, normalize, lowest_entropy_mask_ratio, correctness_mask)
+    bonus = entropy_bonus(b, correctness, eta, eta_normal, kappa, clamp, clamp_floor)
+    weights = share_weights(logprobs) if share_correction == "truncated" else 1.0
+    advantages = torch.where(valid, (correctness + bonus) * weights, 0.0)
+    return advantages.flatten(0, 3), torch.where(valid, bonus, 0.0).flatten(0, 3)
+
+
+def bonus_statistics(rewards: Tensor, logprobs: Tensor, mask: Tensor, **options: Any) -> BonusStatistics:
+    """What the clamp takes away, of the arguments (and with the errors) of `dual_mode_advantages`; no host sync.
+
+    A token is clamped if kappa=None would change its bonus: in a dead group all are, unless there is a clamp_floor.
+    """
+    bonus = dual_mode_advantages(rewards, logprobs, mask, **options)[1]
+    free = dual_mode_advantages(rewards, logprobs, mask, **(options | {"kappa": None}))[1]
+    clamped = (bonus != free).sum() / (free != 0).sum().clamp(min=1)
+    rewards = rewards.to(bonus.device, bonus.dtype, non_blocking=True)
+    dead = equal_rewards(rewards.reshape(2, 2, options["num_prompts"], options["num_generations"]))
+    return BonusStatistics(clamped.to(bonus.dtype), dead.to(bonus.dtype).mean())
+
+
+def group_advantages(rewards: Tensor) -> Tensor:
+    """A = (R - mean) / (std + 1e-6) over each group, unbiased (GRPO, arXiv 2402.03300): (2, 2, P, n) -> the same."""
+    std, mean = torch.std_mean(rewards, ROWS, correction=1, keepdim=True)
+    # dead groups get an exact 0, however the mean is rounded
+    return torch.where(equal_rewards(rewards), 0.0, (rewards - mean) / (std + EPSILON))
+
+
+def equal_rewards(rewards: Tensor) -> Tensor:
+    """Whether max(R) == min(R) in each group, a dead one: (2, 2, P, n) -> (1, 2, P, 1) bool."""
+    return rewards.amax(ROWS, keepdim=True) == rewards.amin(ROWS, keepdim=True)
+
+
+def preference(
+    surprise: Tensor, valid: Tensor, rewards: Tensor, alpha: float, normalize: str, ratio: float, correctness_mask: str
+) -> Tensor:
+    """Standardised b = alpha * s_m + (1 - alpha) * s_m' with s = -log pi(o_t), m' the other mode (eq. 4-6).
+
+    Tokens below the quantile `ratio` of their group's b get 0, but count in its mean and std. "all_same" leaves only
+    groups of equal rewards; A is 0 there, so their bonus is 0 too unless kappa is None or clamp_floor > 0.
+    surprise (nats), valid (2, 2, P, n, T), rewards (2, 2, P, n) -> (2, 2, P, n, T).
+    """
+    b = alpha * surprise + (1 - alpha) * surprise.flip(0, 1)
+    if b.shape[-1] == 0:
+        return b
+    standardised = standardise(b, valid, normalize)
+    if ratio > 0:
+        standardised = torch.where(b < group_quantile(b, valid, ratio), 0.0, standardised)
+    if correctness_mask == "all_same":
+        standardised = torch.where(equal_rewards(rewards)[..., None], standardised, 0.0)
+    return standardised
+
+
+def standardise(b: Tensor, valid: Tensor, normalize: str) -> Tensor:
+    """B = (b - mean) / (std + 1e-6), unbiased std, over the valid tokens of each group: (2, 2, P, n, T) -> the same.
+
+    "mean" divides by max - min + 1e-6, "none" leaves b. Otherwise a group of equal b, or of one token, has B = 0.
+    """
+    if normalize == "none":
+        return b
+    count = valid.sum(TOKENS, keepdim=True)
+    mean = torch.where(valid, b, 0.0).sum(TOKENS, keepdim=True) / count.clamp(min=1)
+    low = torch.where(valid, b, inf).amin(TOKENS, keepdim=True)
+    high = torch.where(valid, b, -inf).amax(TOKENS, keepdim=True)
+    deviation = torch.where(valid & ~(high <= low), b - mean, 0.0)  # not `high > low`: NaN has to go through
+    if normalize == "mean":
+        return deviation / (high - low + EPSILON)
+    variance = deviation.square().sum(TOKENS, keepdim=True) / (count - 1).clamp(min=1)
+    return deviation / (variance.sqrt() + EPSILON)
+
+
+def group_quantile(b: Tensor, valid: Tensor, ratio: float) -> Tensor:
+    """torch.quantile(group's valid b) without its limit of 2^24 elements: (2, 2, P, n, T) -> (1, 2, P, 1, 1)."""
+    ordered = torch.where(valid, b, inf).movedim(0, 2).flatten(2).sort(-1).values  # (2, P, 2*n*T)
+    position = ratio * (valid.sum(TOKENS) - 1).clamp(min=0).double()[..., None]
+    low, high = (ordered.gather(-1, x.long()) for x in (position.floor(), position.ceil()))
+    return torch.lerp(low, high, position.frac().to(b.dtype))[None, ..., None]
+
+
+def entropy_bonus(
+    b: Tensor, correctness: Tensor, eta: float, eta_normal: float, kappa: float | None, clamp: str, clamp_floor: float
+) -> Tensor:
+    """scale * clip(B, -bound, bound), bound = max(|A|, clamp_floor) / kappa (eq. 3): B (2, 2, P, n, T) -> the same.
+
+    scale is eta in the high-entropy mode and -eta_normal in the normal one; correctness A (2, 2, P, n, 1).
+    clamp="code", as released: clip(scale * B, -bound, bound). kappa=None: scale * B.
+    """
+    scale = torch.cat((b.new_full((1, 1, 1, 1), 0.0 - eta_normal), b.new_full((1, 1, 1, 1), eta)))
+    if kappa is None:
+        return scale * b
+    bound = correctness.abs().clamp(min=clamp_floor) / kappa
+    return (scale * b).clamp(-bound, bound) if clamp == "code" else scale * b.clamp(-bound, bound)
+
+
+def share_weights(logprobs: Tensor) -> Tensor:
+    """min(1, pi_receiving(o_t) / pi_writing(o_t)) of borrowed responses, 1 of own ones: (2, 2, P, n, T) -> the same."""
+    weights = (logprobs - logprobs.flip(0, 1)).clamp(max=0.0).exp()
+    return torch.cat((torch.ones_like(weights[:1]), weights[1:]))
+
+
+def _blocks(rewards: Tensor, logprobs: Tensor, mask: Tensor, surprise: Tensor | None, p: int, n: int) -> list[Tensor]:
+    """[rewards, logprobs, surprise, valid]: checked, as blocks, of the working dtype, NaN where mask is 0."""
+    tokens = {"logprobs": logprobs} | ({} if surprise is None else {"surprise": surprise})
+    _check_tensors(tokens | {"rewards": rewards, "mask": mask}, p, n)
+    valid, dtype = mask != 0, torch.float64 if logprobs.dtype == torch.float64 else torch.float32
+    for name, x in ({"rewards": rewards} | tokens).items():
+        bad = ~x.isfinite() if name == "rewards" else ~x.isfinite() & valid
+        if bad.device.type == "cpu" and bad.any():
+            index = bad.nonzero()[0].tolist()
+            raise ValueError(f"{name}{index} is {float(x[tuple(index)])}, expected a finite number")
+    valid = valid.reshape(2, 2, p, n, logprobs.shape[1])
+    if valid.device.type == "cpu" and not valid.equal(valid.flip(0, 1)):
+        row = int((valid != valid.flip(0, 1)).flatten(0, 3).any(-1).nonzero()[0])
+        raise ValueError(f"mask[{row}] differs from that of the same response under the other prompt, expected equal")
+    tokens = {name: torch.where(valid, x.to(dtype).reshape(valid.shape), torch.nan) for name, x in tokens.items()}
+    rewards = rewards.to(logprobs.device, dtype, non_blocking=True).reshape(2, 2, p, n)
+    return [rewards, tokens["logprobs"], tokens.get("surprise", -tokens["logprobs"]), valid]
+
+
+def _check_options(arguments: dict[str, Any]) -> None:
+    for name, (kind, allowed, expected) in OPTIONS.items():
+        value = arguments[name]
+        typed = isinstance(value, kind) and not isinstance(value, bool)
+        if not (typed and allowed(value)):
+            raise (ValueError if typed else TypeError)(f"{name} must be {expected}, got {value!r}")
+
+
+def _check_tensors(tensors: dict[str, Tensor], p: int, n: int) -> None:
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor) or (name in ("logprobs", "surprise") and not x.is_floating_point()):
+            raise TypeError(f"{name} must be a (floating) tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        length = tensors["logprobs"].shape[1] if tensors["logprobs"].dim() == 2 else "T"
+        expected = (4 * p * n,) if name == "rewards" else (4 * p * n, length)
+        if tuple(x.shape) != expected:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {expected} for {p} prompts, {n} generations")
