@@ -16,13 +16,9 @@ GRADIENT_IN_BACKWARD = (torch.float16,)
 
 def loss_rows(logits: Tensor, *arguments, inplace_gradient: bool = False) -> tuple[Tensor, ...]:
     """The nine vectors of `reference.LossRows`; losses are differentiable in logits, the rest is detached."""
-    if not (torch.is_grad_enabled() and logits.requires_grad):
-        return ops.dual_mode_loss(logits, *arguments)
-    if inplace_gradient:
-        return _InplaceLoss.apply(logits, *arguments)
-    if logits.dtype in GRADIENT_IN_BACKWARD:
-        return ops.dual_mode_loss(logits, *arguments)
-    return ops.dual_mode_loss_with_gradient(logits, *arguments)[:9]
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return _Loss.apply(logits, inplace_gradient, *arguments)
+    return ops.dual_mode_loss(logits, *arguments)
 
 
 def _save_statistics(ctx, inputs, output):
@@ -41,73 +37,49 @@ def _statistics_backward(ctx, grad_logprobs, grad_entropy, *_):
     return ops.logprobs_entropy_gradient(*ctx.saved_tensors, *grads), None, None, None
 
 
-def _save_loss(ctx, inputs, output):
-    logits, targets, inverse_temperature, mask = inputs[:4]
-    _, _, entropy, _, _, row_max, log_sum, grad_logprobs, grad_entropy = output[:9]
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(
-        logits, targets, inverse_temperature, mask, row_max, log_sum, entropy, grad_logprobs, grad_entropy
-    )
-    ctx.formed = output[9] if len(output) == 10 else None
+ops.logprobs_entropy.register_autograd(_statistics_backward, setup_context=_save_statistics)
 
 
-def _loss_backward(ctx, grad_losses, *_):
-    nothing = (None,) * 12
-    if grad_losses is None:
-        return None, *nothing
-    formed, ctx.formed = ctx.formed, None
-    if formed is not None:
-        ops.scale_rows_(formed, grad_losses.contiguous())
-        return formed, *nothing
-    return ops.logprobs_entropy_gradient(*_unit_gradient(ctx, grad_losses)), *nothing
+class _Loss(torch.autograd.Function):
+    """Not a formula of the op: the op would have to give the gradient away as an output, which backward then changes."""
 
-
-def _unit_gradient(ctx, grad_losses: Tensor) -> tuple:
-    """The arguments of logprobs_entropy_gradient: the row's own factors times the upstream gradient."""
-    *statistics, grad_logprobs, grad_entropy = ctx.saved_tensors
-    return *statistics, grad_logprobs * grad_losses, grad_entropy * grad_losses
-
-
-class _InplaceLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, *arguments):
+    def forward(ctx, logits, inplace, *arguments):
         ctx.set_materialize_grads(False)
-        ctx.spent = False
+        ctx.inplace, ctx.spent, ctx.formed = inplace, False, None
         data = logits.detach()
         if logits.dtype in GRADIENT_IN_BACKWARD:
             rows = ops.dual_mode_loss(data, *arguments)
-            _save_loss_inplace(ctx, arguments, rows)
+        elif inplace:
+            rows, ctx.formed = ops.dual_mode_loss_with_gradient_(data, *arguments), data
         else:
-            rows = ops.dual_mode_loss_with_gradient_(data, *arguments)
-        ctx.data = data
+            *rows, ctx.formed = ops.dual_mode_loss_with_gradient(data, *arguments)
+        _, _, entropy, _, _, row_max, log_sum, grad_logprobs, grad_entropy = rows
         ctx.mark_non_differentiable(*rows[1:])
-        return rows
+        kept = None if inplace and ctx.formed is not None else logits
+        ctx.save_for_backward(kept, *arguments[:3], row_max, log_sum, entropy, grad_logprobs, grad_entropy)
+        return tuple(rows)
 
     @staticmethod
     def backward(ctx, grad_losses, *_):
-        nothing = (None,) * 12
+        nothing = (None,) * 13
         if grad_losses is None:
             return None, *nothing
-        if ctx.spent:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("the dual-mode loss can be differentiated once: create_graph=True is not supported")
+        if ctx.spent and ctx.inplace:
             raise RuntimeError(
                 "second backward through a loss with inplace_gradient=True: its logits have become the gradient and "
                 "are gone; use inplace_gradient=False to go backward more than once"
             )
-        ctx.spent = True
-        data, ctx.data = ctx.data, None
-        if data.dtype in GRADIENT_IN_BACKWARD:
-            ops.logprobs_entropy_gradient_(data, *_unit_gradient(ctx, grad_losses))
-        else:
-            ops.scale_rows_(data, grad_losses.contiguous())
+        formed, ctx.formed, ctx.spent = ctx.formed, None, True
+        if formed is not None:
+            ops.scale_rows_(formed, grad_losses.contiguous())
+            return formed, *nothing
+        logits, *statistics, grad_logprobs, grad_entropy = ctx.saved_tensors
+        arguments = (*statistics, grad_logprobs * grad_losses, grad_entropy * grad_losses)
+        if not ctx.inplace:
+            return ops.logprobs_entropy_gradient(logits.detach(), *arguments), *nothing
+        data = logits.detach()
+        ops.logprobs_entropy_gradient_(data, *arguments)
         return data, *nothing
-
-
-def _save_loss_inplace(ctx, arguments, rows):
-    _, _, entropy, _, _, row_max, log_sum, grad_logprobs, grad_entropy = rows
-    ctx.save_for_backward(*arguments[:3], row_max, log_sum, entropy, grad_logprobs, grad_entropy)
-
-
-ops.logprobs_entropy.register_autograd(_statistics_backward, setup_context=_save_statistics)
-ops.dual_mode_loss.register_autograd(_loss_backward, setup_context=_save_loss)
-ops.dual_mode_loss_with_gradient.register_autograd(_loss_backward, setup_context=_save_loss)

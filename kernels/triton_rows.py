@@ -1,8 +1,9 @@
 """GPU: what one program does with one row of logits (device functions; the kernels are in `triton_logits`).
 
-A row is read in tiles of shape (DEPTH, LANES, VEC): a lane is a thread, and it holds DEPTH vectors of VEC neighbours, so
-that a load is VEC elements (16 bytes where the row allows it) and reductions over axes 0 and 2 stay inside the thread.
-Each lane keeps its own maximum and sums; they meet once, at the end of the row, so the loop has no barrier.
+A row is read in tiles of shape (DEPTH, LANES * VEC): a lane is a thread, and it holds DEPTH vectors of VEC neighbours,
+so that a load is VEC elements (16 bytes where the row allows it). Seen as (DEPTH, LANES, VEC), reductions over axes 0 and
+2 stay inside the thread: each lane keeps its own maximum and sums, and they meet once, at the end of the row. The loop
+over the row has no barrier.
 Exponents are in base 2: exp(x) = exp2(x * LOG2E), one instruction.
 """
 
@@ -31,9 +32,7 @@ def row_offset(n, T, stride_b, stride_t, VEC: tl.constexpr):
 
 @triton.jit
 def tile_offsets(DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
-    depth = tl.arange(0, DEPTH)[:, None, None]
-    lane = tl.arange(0, LANES)[None, :, None]
-    return (depth * LANES + lane) * VEC + tl.arange(0, VEC)[None, None, :]
+    return tl.arange(0, DEPTH)[:, None] * (LANES * VEC) + tl.arange(0, LANES * VEC)[None, :]
 
 
 @triton.jit
@@ -41,29 +40,33 @@ def tail_offsets(V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC:
     """Offsets and mask of the last, partial tile. V is a multiple of VEC, so a vector is inside or outside as a whole."""
     TAIL: tl.constexpr = V % (DEPTH * LANES * VEC)
     TAIL_DEPTH: tl.constexpr = triton.next_power_of_2(triton.cdiv(TAIL, LANES * VEC))
-    vector = tl.arange(0, TAIL_DEPTH)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
-    offsets = V - TAIL + tile_offsets(TAIL_DEPTH, LANES, VEC)
-    inside = (vector < TAIL // VEC).broadcast_to(TAIL_DEPTH, LANES, VEC)
-    return offsets, inside
+    offsets = tile_offsets(TAIL_DEPTH, LANES, VEC)
+    return V - TAIL + offsets, offsets // VEC < TAIL // VEC
 
 
 @triton.jit
-def _sum_in_lane(x):
-    return tl.sum(tl.sum(x, 2), 0)
+def _max_in_lane(x, LANES: tl.constexpr, VEC: tl.constexpr):
+    return tl.max(tl.max(x.reshape(x.shape[0], LANES, VEC), 2), 0)
 
 
 @triton.jit
-def _accumulate(logits, scale, lane_max, lane_sum, lane_moment):
+def _sum_in_lane(x, LANES: tl.constexpr, VEC: tl.constexpr):
+    return tl.sum(tl.sum(x.reshape(x.shape[0], LANES, VEC), 2), 0)
+
+
+@triton.jit
+def _accumulate(logits, scale, lane_max, lane_sum, lane_moment, LANES: tl.constexpr, VEC: tl.constexpr):
     """Add a tile to the lanes' maximum m, sum of 2^d and sum of d * 2^d, where d = (logits - m) * scale."""
     logits = logits.to(lane_max.dtype)
-    new_max = tl.maximum(lane_max, tl.max(tl.max(logits, 2), 0))
+    new_max = tl.maximum(lane_max, _max_in_lane(logits, LANES, VEC))
     shift = tl.maximum((lane_max - new_max) * scale, FLOOR)
     kept = tl.exp2(shift)
     # The maximum is subtracted before anything is multiplied: exact for neighbours of the maximum, whatever its size.
-    d = (logits - new_max[None, :, None]) * scale
+    spread = new_max[:, None].broadcast_to(LANES, VEC).reshape(1, LANES * VEC)
+    d = (logits - spread) * scale
     e = tl.exp2(d)
-    lane_moment = kept * (lane_moment + shift * lane_sum) + _sum_in_lane(e * tl.maximum(d, FLOOR))
-    lane_sum = kept * lane_sum + _sum_in_lane(e)
+    lane_moment = kept * (lane_moment + shift * lane_sum) + _sum_in_lane(e * tl.maximum(d, FLOOR), LANES, VEC)
+    lane_sum = kept * lane_sum + _sum_in_lane(e, LANES, VEC)
     return new_max, lane_sum, lane_moment
 
 
@@ -79,11 +82,11 @@ def _row_sums(
     offsets = tile_offsets(DEPTH, LANES, VEC)
     for i in range(V // TILE):
         logits = tl.load(row_ptr + i * TILE + offsets)
-        lane_max, lane_sum, lane_moment = _accumulate(logits, scale, lane_max, lane_sum, lane_moment)
+        lane_max, lane_sum, lane_moment = _accumulate(logits, scale, lane_max, lane_sum, lane_moment, LANES, VEC)
     if V % TILE != 0:
-        offsets, inside = tail_offsets(V, DEPTH, LANES, VEC)
-        logits = tl.load(row_ptr + offsets, mask=inside, other=-float("inf"))
-        lane_max, lane_sum, lane_moment = _accumulate(logits, scale, lane_max, lane_sum, lane_moment)
+        tail, inside = tail_offsets(V, DEPTH, LANES, VEC)
+        tail_logits = tl.load(row_ptr + tail, mask=inside, other=-float("inf"))
+        lane_max, lane_sum, lane_moment = _accumulate(tail_logits, scale, lane_max, lane_sum, lane_moment, LANES, VEC)
     row_max = tl.max(lane_max, 0)
     shift = tl.maximum((lane_max - row_max) * scale, FLOOR)
     kept = tl.exp2(shift)
@@ -111,18 +114,26 @@ def row_statistics(
 
 @triton.jit
 def _tile_gradient(
-    logits, offsets, start, end, target, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy
-):
+    logits, offsets, start, target, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy,
+    SIZE: tl.constexpr,
+):  # fmt: skip
     """Gradient of one tile, rounded: p * (level + slope * log2 p), and (1 - p) in place of -p at the target."""
-    d = (logits.to(row_max.dtype) - row_max) * (inverse_temperature * LOG2E) - log_sum * LOG2E
-    p = tl.exp2(d)
-    to_entropy = -inverse_temperature * grad_entropy
-    bend = to_entropy * LN2 * tl.maximum(d, FLOOR)
-    grad = (p * (bend + (to_entropy * entropy - inverse_temperature * grad_logprob))).to(logits.dtype)
-    # One tile of the row holds the target; a comparison per element in all the others would cost two instructions each.
-    if (target >= start) & (target < end):
-        at_target = inverse_temperature * grad_logprob * (1 - p) + p * (bend + to_entropy * entropy)
-        grad = tl.where(offsets == target, at_target.to(logits.dtype), grad)
+    scale = inverse_temperature * LOG2E
+    log2_sum = log_sum * LOG2E
+    slope = -inverse_temperature * grad_entropy * LN2
+    entropy_level = -inverse_temperature * grad_entropy * entropy
+    to_target = inverse_temperature * grad_logprob
+    d = (logits.to(row_max.dtype) - row_max) * scale - log2_sum
+    grad = (tl.exp2(d) * (slope * tl.maximum(d, FLOOR) + (entropy_level - to_target))).to(logits.dtype)
+    # One tile of the row holds the target: a comparison per element in all the others would cost two instructions each.
+    # Its lane computes it anew from the logit, so that nothing but the logits is kept for this branch.
+    if (target >= start) & (target < start + SIZE):
+        here = offsets == target
+        logit = tl.max(tl.max(tl.where(here, logits, -float("inf")), 1), 0).to(row_max.dtype)
+        log2_p = (logit - row_max) * scale - log2_sum
+        p = tl.exp2(log2_p)
+        at_target = p * (slope * tl.maximum(log2_p, FLOOR) + entropy_level) + to_target * (1 - p)
+        grad = tl.where(here, at_target.to(logits.dtype), grad)
     return grad
 
 
@@ -135,42 +146,58 @@ def write_row_gradient(
     TILE: tl.constexpr = DEPTH * LANES * VEC
     FULL: tl.constexpr = V // TILE * TILE
     if V % TILE != 0:
-        offsets, inside = tail_offsets(V, DEPTH, LANES, VEC)
-        logits = tl.load(row_ptr + offsets, mask=inside, other=0.0)
+        tail, inside = tail_offsets(V, DEPTH, LANES, VEC)
+        logits = tl.load(row_ptr + tail, mask=inside, other=0.0)
         grad = _tile_gradient(
-            logits, offsets, FULL, V, target,
-            inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy,
+            logits, tail, FULL, target, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy,
+            TILE,
         )  # fmt: skip
-        tl.store(grad_ptr + offsets, grad, mask=inside)
+        tl.store(grad_ptr + tail, grad, mask=inside)
     tile = tile_offsets(DEPTH, LANES, VEC)
     for i in range(V // TILE):
         start = FULL - TILE - i * TILE
         offsets = start + tile
-        logits = tl.load(row_ptr + offsets)
-        grad = _tile_gradient(
-            logits, offsets, start, start + TILE, target,
-            inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy,
+        full_logits = tl.load(row_ptr + offsets)
+        full_grad = _tile_gradient(
+            full_logits, offsets, start, target,
+            inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy, TILE,
         )  # fmt: skip
-        tl.store(grad_ptr + offsets, grad)
+        tl.store(grad_ptr + offsets, full_grad)
 
 
 @triton.jit
 def fill_row(row_ptr, value, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
     TILE: tl.constexpr = DEPTH * LANES * VEC
     offsets = tile_offsets(DEPTH, LANES, VEC)
-    values = tl.full((DEPTH, LANES, VEC), value, row_ptr.dtype.element_ty)
+    value = tl.full((), value, row_ptr.dtype.element_ty)
     for i in range(V // TILE):
-        tl.store(row_ptr + i * TILE + offsets, values)
+        tl.store(row_ptr + i * TILE + offsets, tl.broadcast_to(value, (DEPTH, LANES * VEC)))
     if V % TILE != 0:
-        offsets, inside = tail_offsets(V, DEPTH, LANES, VEC)
-        tl.store(row_ptr + offsets, tl.full(offsets.shape, value, row_ptr.dtype.element_ty), mask=inside)
+        tail, inside = tail_offsets(V, DEPTH, LANES, VEC)
+        tl.store(row_ptr + tail, tl.broadcast_to(value, tail.shape), mask=inside)
 
 
 @triton.jit
-def exp_minus_one_minus_x(x):
-    """exp(x) - 1 - x, by its series near 0, where the difference would cancel."""
+def k3(x):
+    """exp(x) - x - 1 and its derivative exp(x) - 1, by the series near 0, where the differences would cancel."""
     near = tl.where(tl.abs(x) < 1, x, 0.0)
     series = near * 0 + 1
     for k in tl.static_range(SERIES_TERMS, 2, -1):
         series = 1 + series * near * (1.0 / k)
-    return tl.where(near == x, near * near * 0.5 * series, tl.exp(x) - 1 - x)
+    near_value = near * near * 0.5 * series
+    grown = tl.exp(x) - 1
+    return tl.where(near == x, near_value, grown - x), tl.where(near == x, near + near_value, grown)
+
+
+@triton.jit
+def scale_row(row_ptr, scale, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
+    TILE: tl.constexpr = DEPTH * LANES * VEC
+    dtype: tl.constexpr = row_ptr.dtype.element_ty
+    offsets = tile_offsets(DEPTH, LANES, VEC)
+    for i in range(V // TILE):
+        pointers = row_ptr + i * TILE + offsets
+        tl.store(pointers, (tl.load(pointers).to(scale.dtype) * scale).to(dtype))
+    if V % TILE != 0:
+        tail, inside = tail_offsets(V, DEPTH, LANES, VEC)
+        values = tl.load(row_ptr + tail, mask=inside).to(scale.dtype) * scale
+        tl.store(row_ptr + tail, values.to(dtype), mask=inside)
