@@ -74,7 +74,9 @@ def load_library(instruction_set: str) -> ctypes.CDLL | None:
 def _typed(opened: ctypes.CDLL, path: Path) -> ctypes.CDLL | None:
     opened.ps_interface_version.restype = ctypes.c_int64
     if opened.ps_interface_version() != INTERFACE_VERSION:
-        warnings.warn(f"{path} was built from other sources than this package; reinstall it", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"{path} was built from other sources than this package; reinstall it", RuntimeWarning, stacklevel=2
+        )
         return None
     pointer, matrix = ctypes.c_void_p, ctypes.POINTER(_Matrix)
     statistics, loss = ctypes.POINTER(_Statistics), ctypes.POINTER(_Loss)

@@ -110,10 +110,21 @@ def dual_mode_loss(
     statistics = logprobs_entropy(logits, targets, inverse_temperature, mask)
     valid = valid_rows(targets, mask)
     rows = loss_of_statistics(
-        statistics, advantages, old_logprobs, ref_logprobs, weights, entropy_coef, kl_coef, clip_low, clip_high, clip_delta
+        statistics,
+        advantages,
+        old_logprobs,
+        ref_logprobs,
+        weights,
+        entropy_coef,
+        kl_coef,
+        clip_low,
+        clip_high,
+        clip_delta,
     )
     clipped = rows.clipped & valid
-    rows = LossRows(*(x if x.dtype == torch.bool else torch.where(valid, x, 0.0) for x in rows))._replace(clipped=clipped)
+    rows = LossRows(*(x if x.dtype == torch.bool else torch.where(valid, x, 0.0) for x in rows))._replace(
+        clipped=clipped
+    )
     if grad_logits is not None:
         logprobs_entropy_gradient(
             logits, targets, inverse_temperature, mask, rows.row_max, rows.log_sum, rows.entropy,

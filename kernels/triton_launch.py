@@ -1,4 +1,7 @@
-"""GPU: how rows are laid over threads and programs. No autotuner: the tables below are all there is, and tests compile them."""
+"""GPU: how rows are laid over threads and programs.
+
+No autotuner: the tables below are all there is, and tests compile them.
+"""
 
 import contextlib
 import functools
@@ -14,15 +17,20 @@ from torch import Tensor
 
 VECTOR_BYTES = 16  # the widest load and store of a thread
 
-# Vocabulary up to -> threads of a program. All programs of a multiprocessor share its memory queue, so for kernels that
-# may have any number of rows in flight few threads suffice, and their rows end at different times.
+# Vocabulary up to -> threads of a program, for every kernel that sums a row: one table, so that the log-probs of a
+# rollout and those in its loss are added up in the same order. The loss reads its row twice, the second time from the
+# L2 cache: few rows may be in flight, so many threads share a long one.
+STATISTICS_THREADS = {1024: 64, 8192: 128, 32768: 256, math.inf: 512}
+# Kernels without sums over a row: smaller programs, several on a multiprocessor, so that their ends do not coincide.
 STREAMING_THREADS = {1024: 64, 8192: 128, math.inf: 256}
-# The loss kernel reads its row twice, the second time from the L2 cache: few rows in flight, many threads on each.
-RESIDENT_THREADS = {1024: 64, 8192: 128, 32768: 256, math.inf: 512}
 # Bytes of logits that a thread has in flight, by the size of a logit: float64 needs its registers for exp2.
 THREAD_BYTES = {2: 64, 4: 64, 8: 32}
-RESIDENT_SHARE = 0.6  # of the L2 cache for rows that are read a second time; the rest is for the gradient on its way out
-THREADS_PER_MULTIPROCESSOR = 1024
+# Of the L2 cache for rows that are read a second time; the rest is for the gradient on its way out.
+RESIDENT_SHARE = 0.6
+# A multiprocessor has room for 512 threads of 128 registers; ptxas would take 200 where a program is small, and leave
+# half of it empty. AMD's compiler needs no such advice.
+RESIDENT_THREADS = 512
+MAX_REGISTERS = 128
 
 
 class Tiling(NamedTuple):
@@ -34,18 +42,23 @@ class Tiling(NamedTuple):
     VEC: int
     num_warps: int
 
-    def options(self) -> dict[str, int | bool]:
-        """The kernels' constexprs and Triton's options; without the fusion of a * b + c a pass costs a fifth more."""
-        return {**self._asdict(), "enable_fp_fusion": True}
+
 
 
 class Machine(NamedTuple):
     warp_size: int
     multiprocessors: int
     cache_bytes: int
+    nvidia: bool
 
 
-INTERPRETER = Machine(warp_size=32, multiprocessors=2, cache_bytes=0)
+INTERPRETER = Machine(warp_size=32, multiprocessors=2, cache_bytes=0, nvidia=False)
+
+
+def launch_options(tiles: Tiling, machine: Machine) -> dict[str, int | bool]:
+    """The kernels' constexprs and Triton's options; without the fusion of a * b + c a pass costs a fifth more."""
+    limits = {"maxnreg": MAX_REGISTERS} if machine.nvidia else {}
+    return {**tiles._asdict(), "enable_fp_fusion": True, **limits}
 
 
 def tiling(vocabulary: int, itemsize: int, vector: int, threads_of: dict, warp_size: int) -> Tiling:
@@ -56,24 +69,19 @@ def tiling(vocabulary: int, itemsize: int, vector: int, threads_of: dict, warp_s
 
 
 def row_vector(*matrices: Tensor) -> int:
-    """How many neighbours one load may take: the largest power of two that every row's start and end is a multiple of."""
+    """Elements that one load may take: the largest power of two that divides start and end of every row."""
     itemsize = matrices[0].element_size()
     in_bytes = math.gcd(VECTOR_BYTES, matrices[0].shape[-1] * itemsize)
     for x in matrices:
-        in_bytes = math.gcd(in_bytes, x.data_ptr(), *(stride * itemsize for stride in row_strides(x)))
+        in_bytes = math.gcd(in_bytes, x.data_ptr(), x.stride(0) * itemsize, x.stride(1) * itemsize)
     return in_bytes // itemsize
-
-
-def row_strides(x: Tensor) -> tuple[int, int]:
-    """Strides over B and T; that of a dimension of one element means nothing and must not spoil the alignment."""
-    return tuple(x.stride(i) if x.shape[i] > 1 else 0 for i in (0, 1))
 
 
 def resident_programs(rows: int, logits: Tensor, tiles: Tiling) -> int:
     """Programs of the loss kernel: as many rows as the L2 cache keeps, but no multiprocessor without work."""
     machine = machine_of(logits.device)
     cached = int(machine.cache_bytes * RESIDENT_SHARE) // (tiles.V * logits.element_size() * machine.multiprocessors)
-    per_multiprocessor = max(1, min(cached, THREADS_PER_MULTIPROCESSOR // (tiles.num_warps * machine.warp_size)))
+    per_multiprocessor = max(1, min(cached, RESIDENT_THREADS // (tiles.num_warps * machine.warp_size)))
     return min(rows, per_multiprocessor * machine.multiprocessors)
 
 
@@ -84,7 +92,8 @@ def machine_of(device: torch.device) -> Machine:
 @functools.cache
 def _gpu(index: int) -> Machine:
     properties = torch.cuda.get_device_properties(index)
-    return Machine(properties.warp_size, properties.multi_processor_count, properties.L2_cache_size)
+    nvidia = torch.version.hip is None
+    return Machine(properties.warp_size, properties.multi_processor_count, properties.L2_cache_size, nvidia)
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager:
@@ -97,7 +106,9 @@ def on_device(device: torch.device) -> contextlib.AbstractContextManager:
 @contextlib.contextmanager
 def _silent_numpy():
     if os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError("Triton computes on CPU tensors only in its interpreter: set TRITON_INTERPRET=1 before the import")
+        raise ValueError(
+            "Triton computes on CPU tensors only in its interpreter: set TRITON_INTERPRET=1 before the import"
+        )
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         yield

@@ -12,17 +12,18 @@ from torch import Tensor
 
 from .reference import IGNORE_INDEX, LossRows, RowStatistics, statistics_dtype
 from .triton_launch import (
-    RESIDENT_THREADS,
+    STATISTICS_THREADS,
     STREAMING_THREADS,
     Tiling,
+    launch_options,
     machine_of,
     on_device,
     resident_programs,
-    row_strides,
     row_vector,
     tiling,
 )
-from .triton_rows import fill_row, k3, row_offset, row_statistics, scale_row, write_row_gradient
+from .triton_loss import loss_of_statistics
+from .triton_rows import fill_row, row_offset, row_statistics, scale_row, write_row_gradient
 
 # Neither the batch nor a slice's alignment may recompile a kernel; only the matrices' pointers are specialised.
 _LENGTHS = ["N", "T", "stride_logits_b", "stride_logits_t", "stride_grad_b", "stride_grad_t", "stride_temperature"]
@@ -98,42 +99,6 @@ def logprobs_entropy_gradient_kernel(
         fill_row(grad_row_ptr, tl.where(valid, float("nan"), 0.0), V, DEPTH, LANES, VEC)
 
 
-@triton.jit
-def _loss_of_statistics(
-    n, logprob, entropy, advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, weights_ptr, entropy_coef_ptr, kl_coef_ptr,
-    clip_low, clip_high, clip_delta,
-):  # fmt: skip
-    """`reference.loss_of_statistics` of one row: loss, kl, clipped, grad_logprob, grad_entropy. Comparisons keep NaN."""
-    advantage = tl.load(advantages_ptr + n)
-    weight = tl.load(weights_ptr + n)
-    entropy_coef = tl.load(entropy_coef_ptr + n)
-    kl_coef = tl.load(kl_coef_ptr + n)
-    ratio = tl.where(logprob != logprob, logprob, 1.0)
-    if old_logprobs_ptr is not None:
-        ratio = tl.exp(logprob - tl.load(old_logprobs_ptr + n))
-    lower = tl.full((), 1.0 - clip_low, ratio.dtype)
-    upper = tl.full((), 1.0 + clip_high, ratio.dtype)
-    ceiling = tl.full((), clip_delta, ratio.dtype)
-    bounded = tl.where((advantage < 0) & (ratio > ceiling), ceiling, ratio)
-    objective = bounded * advantage
-    clip_ratio = tl.where(ratio < lower, lower, ratio)
-    clip_objective = tl.where(clip_ratio > upper, upper, clip_ratio) * advantage
-    surrogate = tl.where(clip_objective < objective, clip_objective, objective)
-    clipped = (clip_objective < objective) | (bounded < ratio)
-    kl = tl.full((), 0.0, ratio.dtype)
-    grad_kl = kl
-    if ref_logprobs_ptr is not None:
-        kl, grown = k3(tl.load(ref_logprobs_ptr + n) - logprob)
-        grad_kl = -grown
-    # A coefficient of 0 takes its term away even where the term is infinite.
-    bonus = tl.where(entropy_coef == 0, 0.0, entropy_coef * entropy)
-    penalty = tl.where(kl_coef == 0, 0.0, kl_coef * kl)
-    grad_penalty = tl.where(kl_coef == 0, 0.0, kl_coef * grad_kl)
-    loss = weight * (-surrogate - bonus + penalty)
-    grad_logprob = weight * (tl.where(clipped, 0.0, -advantage * ratio) + grad_penalty)
-    return loss, kl, clipped, grad_logprob, -weight * entropy_coef
-
-
 @_jit
 def dual_mode_loss_kernel(
     logits_ptr, targets_ptr, inverse_temperature_ptr, mask_ptr,
@@ -148,33 +113,26 @@ def dual_mode_loss_kernel(
     for n in range(tl.program_id(0), N, tl.num_programs(0)):
         target, valid = _row_target(n, targets_ptr, mask_ptr, V)
         inverse_temperature = tl.load(inverse_temperature_ptr + n * stride_temperature)
-        fill = inverse_temperature * 0 + tl.where(valid, float("nan"), 0.0)
-        loss = fill
-        logprob = fill
-        entropy = fill
-        kl = fill
+        value = inverse_temperature * 0 + tl.where(valid, float("nan"), 0.0)
+        loss = value
+        logprob = value
+        entropy = value
+        kl = value
         clipped = valid & False
-        row_max = fill
-        log_sum = fill
-        grad_logprob = fill
-        grad_entropy = fill
-        if valid & (target >= 0):
-            row_ptr = logits_ptr + row_offset(n, T, stride_logits_b, stride_logits_t, VEC)
+        row_max = value
+        log_sum = value
+        grad_logprob = value
+        grad_entropy = value
+        readable = valid & (target >= 0)
+        row_ptr = logits_ptr + row_offset(n, T, stride_logits_b, stride_logits_t, VEC)
+        if readable:
             logprob, entropy, row_max, log_sum = row_statistics(
                 row_ptr, target, inverse_temperature, V, DEPTH, LANES, VEC
             )  # fmt: skip
-            loss, kl, clipped, grad_logprob, grad_entropy = _loss_of_statistics(
+            loss, kl, clipped, grad_logprob, grad_entropy = loss_of_statistics(
                 n, logprob, entropy, advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, weights_ptr,
                 entropy_coef_ptr, kl_coef_ptr, clip_low, clip_high, clip_delta,
             )  # fmt: skip
-            if grad_ptr is not None:
-                write_row_gradient(
-                    row_ptr, grad_ptr + row_offset(n, T, stride_grad_b, stride_grad_t, VEC), target,
-                    inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy,
-                    V, DEPTH, LANES, VEC,
-                )  # fmt: skip
-        elif grad_ptr is not None:
-            fill_row(grad_ptr + row_offset(n, T, stride_grad_b, stride_grad_t, VEC), fill, V, DEPTH, LANES, VEC)
         tl.store(losses_ptr + n, loss)
         tl.store(logprobs_ptr + n, logprob)
         tl.store(entropy_ptr + n, entropy)
@@ -184,6 +142,15 @@ def dual_mode_loss_kernel(
         tl.store(log_sum_ptr + n, log_sum)
         tl.store(grad_logprobs_ptr + n, grad_logprob)
         tl.store(grad_entropy_ptr + n, grad_entropy)
+        if grad_ptr is not None:
+            grad_row_ptr = grad_ptr + row_offset(n, T, stride_grad_b, stride_grad_t, VEC)
+            if readable:
+                write_row_gradient(
+                    row_ptr, grad_row_ptr, target, inverse_temperature, row_max, log_sum, entropy,
+                    grad_logprob, grad_entropy, V, DEPTH, LANES, VEC,
+                )  # fmt: skip
+            else:
+                fill_row(grad_row_ptr, value, V, DEPTH, LANES, VEC)
 
 
 @_jit
@@ -204,7 +171,7 @@ def _tiling(matrices: tuple[Tensor, ...], threads_of: dict) -> Tiling:
 
 
 def _strides(x: Tensor, vector: int) -> tuple[int, int]:
-    return tuple(stride // vector for stride in row_strides(x))
+    return x.stride(0) // vector, x.stride(1) // vector
 
 
 def _temperature_stride(inverse_temperature: Tensor) -> int:
@@ -223,12 +190,12 @@ def logprobs_entropy(
     statistics = RowStatistics(*_row_vectors(logits, 4))
     rows = targets.shape[0]
     if rows > 0:
-        tiles = _tiling((logits,), STREAMING_THREADS)
+        tiles = _tiling((logits,), STATISTICS_THREADS)
         with on_device(logits.device):
             logprobs_entropy_kernel[(rows,)](
                 logits, targets, inverse_temperature, mask, *statistics,
                 logits.shape[1], *_strides(logits, tiles.VEC), _temperature_stride(inverse_temperature),
-                **tiles.options(),
+                **launch_options(tiles, machine_of(logits.device)),
             )  # fmt: skip
     return statistics
 
@@ -255,7 +222,7 @@ def logprobs_entropy_gradient(
             logits, targets, inverse_temperature, mask,
             row_max, log_sum, entropy, grad_logprobs, grad_entropy, grad_logits,
             logits.shape[1], *_strides(logits, tiles.VEC), *_strides(grad_logits, tiles.VEC),
-            _temperature_stride(inverse_temperature), **tiles.options(),
+            _temperature_stride(inverse_temperature), **launch_options(tiles, machine_of(logits.device)),
         )  # fmt: skip
 
 
@@ -283,7 +250,7 @@ def dual_mode_loss(
     if rows == 0:
         return result
     matrices = (logits,) if grad_logits is None else (logits, grad_logits)
-    tiles = _tiling(matrices, STREAMING_THREADS if grad_logits is None else RESIDENT_THREADS)
+    tiles = _tiling(matrices, STATISTICS_THREADS)
     programs = rows if grad_logits is None else resident_programs(rows, logits, tiles)
     with on_device(logits.device):
         dual_mode_loss_kernel[(programs,)](
@@ -291,7 +258,7 @@ def dual_mode_loss(
             advantages, old_logprobs, ref_logprobs, weights, entropy_coef, kl_coef,
             clip_low, clip_high, math.inf if clip_delta is None else clip_delta, grad_logits,
             *result, rows, logits.shape[1], *_strides(logits, tiles.VEC), *_strides(matrices[-1], tiles.VEC),
-            _temperature_stride(inverse_temperature), **tiles.options(),
+            _temperature_stride(inverse_temperature), **launch_options(tiles, machine_of(logits.device)),
         )  # fmt: skip
     return result
 
@@ -302,5 +269,5 @@ def scale_rows_(x: Tensor, scale: Tensor) -> None:
         tiles = _tiling((x,), STREAMING_THREADS)
         with on_device(x.device):
             scale_rows_kernel[(scale.shape[0],)](
-                x, scale, x.shape[1], *_strides(x, tiles.VEC), **tiles.options()
+                x, scale, x.shape[1], *_strides(x, tiles.VEC), **launch_options(tiles, machine_of(x.device))
             )  # fmt: skip

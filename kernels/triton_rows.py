@@ -1,10 +1,10 @@
 """GPU: what one program does with one row of logits (device functions; the kernels are in `triton_logits`).
 
 A row is read in tiles of shape (DEPTH, LANES * VEC): a lane is a thread, and it holds DEPTH vectors of VEC neighbours,
-so that a load is VEC elements (16 bytes where the row allows it). Seen as (DEPTH, LANES, VEC), reductions over axes 0 and
-2 stay inside the thread: each lane keeps its own maximum and sums, and they meet once, at the end of the row. The loop
-over the row has no barrier.
-Exponents are in base 2: exp(x) = exp2(x * LOG2E), one instruction.
+so that a load is VEC elements (16 bytes where the row allows it). Seen as (DEPTH, LANES, VEC), reductions over the
+first and the last axis stay inside the thread: each lane keeps its own maximum and sums, and they meet once, at the end
+of the row, so that the loop has no barrier. (Loads of three axes are laid out differently by Triton 3.6 and 3.9.)
+Exponents are in base 2: exp(x) = exp2(x * LOG2E), and exp2 is one instruction.
 """
 
 import triton
@@ -19,7 +19,6 @@ FLOOR = tl.constexpr(-1e4)
 # and every finite logit is a valid maximum. A row without a finite logit has the sum 0.
 LEAST_FP32 = tl.constexpr(-3.4028234663852886e38)
 LEAST_FP64 = tl.constexpr(-1.7976931348623157e308)
-SERIES_TERMS = tl.constexpr(19)  # of exp on [-1, 1], to 1e-17
 
 
 @triton.jit
@@ -37,7 +36,7 @@ def tile_offsets(DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
 
 @triton.jit
 def tail_offsets(V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
-    """Offsets and mask of the last, partial tile. V is a multiple of VEC, so a vector is inside or outside as a whole."""
+    """Offsets and mask of the last, partial tile; VEC divides V, so a vector is inside or outside as a whole."""
     TAIL: tl.constexpr = V % (DEPTH * LANES * VEC)
     TAIL_DEPTH: tl.constexpr = triton.next_power_of_2(triton.cdiv(TAIL, LANES * VEC))
     offsets = tile_offsets(TAIL_DEPTH, LANES, VEC)
@@ -175,18 +174,6 @@ def fill_row(row_ptr, value, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.con
     if V % TILE != 0:
         tail, inside = tail_offsets(V, DEPTH, LANES, VEC)
         tl.store(row_ptr + tail, tl.broadcast_to(value, tail.shape), mask=inside)
-
-
-@triton.jit
-def k3(x):
-    """exp(x) - x - 1 and its derivative exp(x) - 1, by the series near 0, where the differences would cancel."""
-    near = tl.where(tl.abs(x) < 1, x, 0.0)
-    series = near * 0 + 1
-    for k in tl.static_range(SERIES_TERMS, 2, -1):
-        series = 1 + series * near * (1.0 / k)
-    near_value = near * near * 0.5 * series
-    grown = tl.exp(x) - 1
-    return tl.where(near == x, near_value, grown - x), tl.where(near == x, near + near_value, grown)
 
 
 @triton.jit

@@ -197,6 +197,19 @@ def test_inplace_gradient_reuses_the_logits_and_is_good_for_one_backward(device,
         torch.autograd.grad(out.loss, leaf)
 
 
+def test_inplace_gradient_of_a_view(device):
+    """Shifted logits, as a causal language model gives them: the last position gets no gradient."""
+    logits, targets, tokens = random_case(3, (2, 4), 40, torch.float32, device, old=True, ref=False)
+    leaf = torch.cat((logits, logits[:, :1]), 1).requires_grad_()
+    gradients = []
+    for inplace in (False, True):
+        out = dual_mode_loss((leaf * 1.0)[:, :-1], targets, **tokens, **COEFFICIENTS, inplace_gradient=inplace)
+        gradients += torch.autograd.grad(out.loss, leaf)
+    assert torch.equal(*gradients)
+    assert gradients[0][:, :-1].any()
+    assert not gradients[0][:, -1].any()
+
+
 def test_inplace_gradient_is_refused_where_it_would_destroy_something(device):
     targets = torch.zeros(2, dtype=torch.long, device=device)
     tokens = {"advantages": torch.ones(2, device=device), "mode": targets, "inplace_gradient": True}
@@ -241,7 +254,9 @@ def test_module_holds_the_settings(device):
     logits, targets, tokens = random_case(3, (5,), 40, torch.float32, device, old=True, ref=True)
     scalars = {"clip_low": 0.1, "clip_high": 0.3, "clip_delta": 4.0, "temperature": 0.9, **COEFFICIENTS}
     module = DualModeLoss(**scalars)
-    assert torch.equal(module(logits, targets, **tokens).loss, dual_mode_loss(logits, targets, **tokens, **scalars).loss)
+    assert torch.equal(
+        module(logits, targets, **tokens).loss, dual_mode_loss(logits, targets, **tokens, **scalars).loss
+    )
     assert "clip_high=0.3" in repr(module)
     assert not list(module.parameters())
 
@@ -299,4 +314,6 @@ def test_a_target_out_of_range_on_a_gpu_is_nan_for_its_row(device):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs two devices")
 def test_devices_must_agree():
     with pytest.raises(ValueError, match="expected the same device"):
-        dual_mode_loss(torch.zeros(2, 4).cuda(), torch.tensor([0, 1]), advantages=torch.ones(2), mode=torch.zeros(2).long())
+        dual_mode_loss(
+            torch.zeros(2, 4).cuda(), torch.tensor([0, 1]), advantages=torch.ones(2), mode=torch.zeros(2).long()
+        )

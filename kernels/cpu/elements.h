@@ -82,15 +82,16 @@ inline void store(Half* to, Vector<float> x) {
   _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-// The exponent is moved by a multiplication, which also makes subnormals right; infinity and NaN are put back.
+// A subnormal half is its integer times 2^-24, a normal number in float; infinity and NaN keep their all-ones exponent.
 inline Vector<float> load(const Half* from) {
   Words words;
   std::memcpy(&words, from, sizeof words);
   const Bits32 half = __builtin_convertvector(words, Bits32);
-  const Bits32 magnitude = (half & 0x7fffu) << 13;
-  const Bits32 special = (Bits32)((half & 0x7c00u) == 0x7c00u);
-  const Bits32 finite = as_bits(as_float(magnitude) * 0x1p112f);
-  return as_float(((finite & ~special) | ((magnitude | 0x7f800000u) & special)) | ((half & 0x8000u) << 16));
+  const Bits32 magnitude = half & 0x7fffu;
+  const Bits32 special = (Bits32)(magnitude >= 0x7c00u), subnormal = (Bits32)(magnitude < 0x0400u);
+  const Bits32 rebased = (magnitude << 13) + (special & (112u << 23)) + (112u << 23);
+  const Bits32 small = as_bits(__builtin_convertvector(magnitude, Vector<float>) * 0x1p-24f);
+  return as_float((rebased & ~subnormal) | (small & subnormal) | ((half & 0x8000u) << 16));
 }
 
 inline uint16_t half_of(float x) {

@@ -44,8 +44,8 @@ PS_PUBLIC int64_t ps_logprobs_entropy(const PsMatrix* matrix, const PsStatistics
 PS_PUBLIC int64_t ps_dual_mode_loss(const PsMatrix* matrix, const PsStatistics* out, const PsLoss* loss);
 
 // From the statistics of an earlier call; reads row_max, log_sum and entropy.
-PS_PUBLIC int64_t ps_logprobs_entropy_gradient(const PsMatrix* matrix, const PsStatistics* from, const void* grad_logprobs,
-                                     const void* grad_entropy);
+PS_PUBLIC int64_t ps_logprobs_entropy_gradient(const PsMatrix* matrix, const PsStatistics* from,
+                                               const void* grad_logprobs, const void* grad_entropy);
 
 // grad_logits *= scale, row by row, in place.
 PS_PUBLIC void ps_scale_rows(const PsMatrix* matrix, const void* scale);

@@ -153,8 +153,7 @@ int64_t scale_rows(const PsMatrix& m, const void* scale) {
     Element* x = matrix.grad(n);
     int64_t i = 0;
     for (; i + width <= m.vocabulary; i += width) store(x + i, load(x + i) * factors);
-    if (i < m.vocabulary)
-      store_part(x + i, m.vocabulary - i, load_part(x + i, m.vocabulary - i, Real(0)) * factors);
+    if (i < m.vocabulary) store_part(x + i, m.vocabulary - i, load_part(x + i, m.vocabulary - i, Real(0)) * factors);
   });
   return -1;
 }
@@ -163,10 +162,14 @@ int64_t scale_rows(const PsMatrix& m, const void* scale) {
 template <typename Run>
 int64_t by_dtype(int32_t dtype, Run run) {
   switch (dtype) {
-    case PS_BFLOAT16: return run(BFloat16{});
-    case PS_FLOAT16: return run(Half{});
-    case PS_FLOAT64: return run(double{});
-    default: return run(float{});
+    case PS_BFLOAT16:
+      return run(BFloat16{});
+    case PS_FLOAT16:
+      return run(Half{});
+    case PS_FLOAT64:
+      return run(double{});
+    default:
+      return run(float{});
   }
 }
 

@@ -12,11 +12,11 @@ constexpr int64_t tile_elements = 2048;  // 8 KiB of float: stays in L1 between 
 constexpr int chains = 4;                // independent accumulators, to cover the latency of the additions
 
 struct RowStatistics {
-  double max;       // of the logits as they were given
-  double sum;       // sum of exp((z - max) / temperature)
-  double entropy;   // nats
-  double logprob;   // nats, of the target
-  double log_sum;   // log(sum)
+  double max;      // of the logits as they were given
+  double sum;      // sum of exp((z - max) / temperature)
+  double entropy;  // nats
+  double logprob;  // nats, of the target
+  double log_sum;  // log(sum)
 };
 
 template <typename Element>

@@ -1,0 +1,59 @@
+# make train   the main job, from a fresh clone to a trained model
+# make test    the tests; make lint; make bench-cpu (ratios against eager torch and torch.compile)
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+# Installed before the package, and only where there is no torch yet: a CUDA build that is there is kept.
+TORCH ?= torch>=2.10,<=2.13.0
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpu/*)
+LINTED_CPP := $(wildcard kernels/cpu/*)
+
+.PHONY: train test lint format bench-cpu install clean
+.DELETE_ON_ERROR:
+
+train: install
+	$(BIN)/policy-split train $(ARGS)
+
+test: install $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(LINTED_CPP)
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(LINTED_CPP)
+
+bench-cpu: install $(VENV)/.test
+	$(BIN)/python -m pytest benchmarks/test_cpu.py -s -q --benchmark-columns=min,median,max,rounds --benchmark-sort=name $(ARGS)
+
+install: $(VENV)/.package
+
+# A torch that the interpreter brings along is seen through the environment rather than installed again.
+$(VENV)/.python:
+	site=$$($(PYTHON) -c "import torch" 2>/dev/null && echo --system-site-packages || true); \
+	$(PYTHON) -m venv $$site $(VENV)
+	touch $@
+
+$(VENV)/.torch: | $(VENV)/.python
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install "$(TORCH)"
+	touch $@
+
+$(VENV)/.package: $(SOURCES) | $(VENV)/.torch
+	$(BIN)/pip install -e .
+	touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/.package
+	$(BIN)/pip install -e ".[test]"
+	touch $@
+
+$(VENV)/.lint: pyproject.toml | $(VENV)/.python
+	$(BIN)/pip install ruff==0.17.6 clang-format==23.1.5
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info kernels/*.so

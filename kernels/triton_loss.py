@@ -1,0 +1,55 @@
+"""GPU: the scalar mathematics of one row's loss, between its statistics and its gradient (device functions)."""
+
+import triton
+import triton.language as tl
+
+SERIES_TERMS = tl.constexpr(19)  # of exp on [-1, 1], to 1e-17
+
+
+@triton.jit
+def k3(x):
+    """exp(x) - x - 1 and its derivative exp(x) - 1, by the series near 0, where the differences would cancel."""
+    near = tl.where(tl.abs(x) < 1, x, 0.0)
+    series = near * 0 + 1
+    for k in tl.static_range(SERIES_TERMS, 2, -1):
+        series = 1 + series * near * (1.0 / k)
+    near_value = near * near * 0.5 * series
+    grown = tl.exp(x) - 1
+    return tl.where(near == x, near_value, grown - x), tl.where(near == x, near + near_value, grown)
+
+
+@triton.jit
+def loss_of_statistics(
+    n, logprob, entropy, advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, weights_ptr, entropy_coef_ptr, kl_coef_ptr,
+    clip_low, clip_high, clip_delta,
+):  # fmt: skip
+    """`reference.loss_of_statistics` of one row -> loss, kl, clipped, grad_logprob, grad_entropy."""
+    advantage = tl.load(advantages_ptr + n)
+    weight = tl.load(weights_ptr + n)
+    entropy_coef = tl.load(entropy_coef_ptr + n)
+    kl_coef = tl.load(kl_coef_ptr + n)
+    ratio = tl.where(logprob != logprob, logprob, 1.0)
+    if old_logprobs_ptr is not None:
+        ratio = tl.exp(logprob - tl.load(old_logprobs_ptr + n))
+    # Bounds by comparison: maximum and minimum would drop a NaN.
+    lower = tl.full((), 1.0 - clip_low, ratio.dtype)
+    upper = tl.full((), 1.0 + clip_high, ratio.dtype)
+    ceiling = tl.full((), clip_delta, ratio.dtype)
+    bounded = tl.where((advantage < 0) & (ratio > ceiling), ceiling, ratio)
+    objective = bounded * advantage
+    clip_ratio = tl.where(ratio < lower, lower, ratio)
+    clip_objective = tl.where(clip_ratio > upper, upper, clip_ratio) * advantage
+    surrogate = tl.where(clip_objective < objective, clip_objective, objective)
+    clipped = (clip_objective < objective) | (bounded < ratio)
+    kl = tl.full((), 0.0, ratio.dtype)
+    grad_kl = kl
+    if ref_logprobs_ptr is not None:
+        kl, grown = k3(tl.load(ref_logprobs_ptr + n) - logprob)
+        grad_kl = -grown
+    # A coefficient of 0 takes its term away even where the term is infinite.
+    bonus = tl.where(entropy_coef == 0, 0.0, entropy_coef * entropy)
+    penalty = tl.where(kl_coef == 0, 0.0, kl_coef * kl)
+    grad_penalty = tl.where(kl_coef == 0, 0.0, kl_coef * grad_kl)
+    loss = weight * (-surrogate - bonus + penalty)
+    grad_logprob = weight * (tl.where(clipped, 0.0, -advantage * ratio) + grad_penalty)
+    return loss, kl, clipped, grad_logprob, -weight * entropy_coef

@@ -1,0 +1,123 @@
+"""The C++ library itself: that it was built and is the right one, and that its three builds agree."""
+
+import ctypes
+
+import pytest
+import torch
+import truth
+from policy_split_kernels import native, reference
+
+CAPABILITIES = {"default": 0, "avx2": 1, "avx512": 2}
+HERE = {"AVX512": 2, "AVX2": 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
+
+
+def test_the_library_was_built_and_loads():
+    """Without it everything still works, many times slower: this is the one place that notices."""
+    library = native.library()
+    assert library is not None, native.why_missing()
+    expected = [name for name, level in CAPABILITIES.items() if level == HERE][0]
+    assert library.ps_instruction_set().decode() == expected
+
+
+def arguments(dtype, rows, vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    statistics = reference.statistics_dtype(dtype)
+
+    def vector(scale=1.0):
+        return (torch.randn(rows, generator=generator) * scale).to(statistics)
+
+    logits = (torch.randn(1, rows, vocabulary + 3, generator=generator) * 4).to(dtype)[..., :vocabulary]
+    targets = torch.randint(vocabulary, (rows,), generator=generator)
+    mask = torch.rand(rows, generator=generator) > 0.2
+    inverse_temperature = torch.rand(rows, generator=generator).add(0.5).to(statistics)
+    common = (logits, targets, inverse_temperature, mask)
+    logprobs = reference.logprobs_entropy(*common).logprobs
+    near = logprobs + vector(0.3)
+    return (*common, vector(), near, logprobs + vector(0.3), vector(), vector(), vector(), 0.2, 0.3, 1.5)
+
+
+@pytest.mark.parametrize("instruction_set", [name for name, level in CAPABILITIES.items() if level <= HERE])
+@pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
+@pytest.mark.parametrize("vocabulary", [1, 3, 16, 65, 2053, 4100])
+def test_every_instruction_set(monkeypatch, instruction_set, dtype, vocabulary):
+    opened = native.load_library(instruction_set)
+    assert opened is not None
+    monkeypatch.setattr(native, "library", lambda: opened)
+    call = arguments(dtype, 5, vocabulary)
+    exact = [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in call]
+    gradient = torch.full_like(call[0], 7.0)
+    true_gradient = torch.empty_like(exact[0])
+    actual = native.dual_mode_loss(*call, gradient)
+    expected = reference.dual_mode_loss(*exact, true_gradient)
+    tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-5}
+    for name, x, y in zip(actual._fields, actual, expected, strict=True):
+        if name == "clipped":
+            assert torch.equal(x, y)
+        else:
+            torch.testing.assert_close(x.double(), y, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+    terms = (actual.grad_logprobs.abs() + actual.grad_entropy.abs()).double() * 10
+    truth.assert_gradient_close(gradient[0], true_gradient[0], dtype, terms=terms)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("instruction_set", [name for name, level in CAPABILITIES.items() if level <= HERE])
+def test_every_number_of_a_short_type_is_read_and_rounded_as_in_torch(monkeypatch, instruction_set, dtype):
+    """All 65,536 bit patterns through load, times a factor, store: scale_rows_ does nothing else."""
+    opened = native.load_library(instruction_set)
+    monkeypatch.setattr(native, "library", lambda: opened)
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, 16, -1)
+    for factor in (0.999, -3.14159, 1e-3):
+        scaled = every.clone()
+        native.scale_rows_(scaled, torch.full((16,), factor))
+        expected = (every.float() * torch.tensor(factor)).to(dtype)
+        number = ~expected.isnan()
+        assert torch.equal(scaled.isnan(), expected.isnan())
+        tiny = torch.finfo(torch.float32).tiny  # what lies below, before or after, is flushed: in bfloat16 alone
+        flushed = (scaled == 0) & ((every.abs() < tiny) | (expected.abs() <= tiny))
+        assert ((scaled == expected) | flushed)[number].all()
+
+
+def test_the_gradient_leaves_its_neighbours_alone():
+    """Rows of a wider buffer: what lies between them is not written."""
+    call = arguments(torch.float32, 4, 37)
+    wide = torch.full((1, 4, 50), 7.0)
+    native.dual_mode_loss(*call, wide[..., :37])
+    assert (wide[..., 37:] == 7).all()
+    assert (wide[..., :37] != 7).all()
+
+
+def test_targets_are_checked_before_anything_is_written():
+    call = list(arguments(torch.float32, 4, 37))
+    call[1][2], call[3][2] = 37, True
+    gradient = torch.full((1, 4, 37), 7.0)
+    with pytest.raises(IndexError, match=r"targets\[2\] = 37"):
+        native.dual_mode_loss(*call, gradient)
+    assert (gradient == 7).all()
+
+
+def test_threads_do_not_change_a_bit():
+    call = arguments(torch.float32, 64, 2053)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            gradient = torch.empty(1, 64, 2053)
+            results.append((*native.dual_mode_loss(*call, gradient), gradient))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+def test_a_library_of_other_sources_is_refused(monkeypatch):
+    monkeypatch.setattr(native, "INTERFACE_VERSION", -1)
+    with pytest.warns(RuntimeWarning, match="built from other sources"):
+        assert native.load_library("default") is None
+
+
+def test_structures_have_the_size_of_the_c_interface():
+    """Eight bytes for each pointer, integer and double; the two 32-bit fields of a matrix share one."""
+    assert ctypes.sizeof(native._Matrix) == 8 * 15
+    assert ctypes.sizeof(native._Statistics) == 8 * 4
+    assert ctypes.sizeof(native._Loss) == 8 * 14

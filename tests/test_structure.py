@@ -1,0 +1,74 @@
+"""The plan of the house: imports point down, `kernels/` knows nothing above it, and each library has one door."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Floors from the ground up; a module imports only from floors below its own, or from its own where that is said.
+KERNELS = [
+    {"reference", "triton_launch", "triton_rows"},
+    {"native", "triton_logits"},
+    {"backends"},
+    {"ops"},
+    {"rows", "autograd"},
+    {"logprobs"},
+]
+PACKAGE = [
+    {"modes", "expressions", "loss", "loss_weights", "advantages"},
+    {"config", "metrics"},
+    {"data", "rewards", "models", "sampling", "countdown", "warm_start", "runlog"},
+    {"rollout", "checkpoints"},
+    {"evaluate"},
+    {"trainer"},
+    {"__init__"},
+    {"experiment"},
+    {"cli"},
+]
+ONLY = {"ctypes": {"native"}, "triton": {"triton_launch", "triton_rows", "triton_logits"}}
+
+
+def modules(folder):
+    return sorted((ROOT / folder).glob("*.py"))
+
+
+def imported(path):
+    """(package, module) of each import: ("", name) for one outside the project."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {("", alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            own = [node.module] if node.module else [alias.name for alias in node.names]
+            names |= {(path.parent.name, name.split(".")[0]) for name in own}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(("", node.module))
+    return names
+
+
+@pytest.mark.parametrize(("folder", "floors"), [("kernels", KERNELS), ("policy_split", PACKAGE)])
+def test_imports_point_down(folder, floors):
+    level = {module: k for k, floor in enumerate(floors) for module in floor}
+    for path in modules(folder):
+        assert path.stem in level, f"{folder}/{path.name} is on no floor"
+        for package, name in imported(path):
+            if package == folder:
+                assert level[name] < level[path.stem], f"{folder}/{path.name} imports {name}, which is not below it"
+
+
+def test_kernels_know_nothing_above_them():
+    for path in modules("kernels"):
+        assert not [name for _, name in imported(path) if name.startswith("policy_split") and "kernels" not in name]
+
+
+def test_each_library_has_one_door():
+    for path in modules("kernels") + modules("policy_split"):
+        for library, allowed in ONLY.items():
+            names = {name.split(".")[0] for package, name in imported(path) if not package}
+            assert library not in names or path.stem in allowed, f"{path.name} imports {library}"
+
+
+def test_kernels_is_not_a_package_of_that_name():
+    """PyPI's `kernels` is Hugging Face's, and transformers looks for it."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
