@@ -27,10 +27,10 @@ STREAMING_THREADS = {1024: 64, 8192: 128, math.inf: 256}
 THREAD_BYTES = {2: 64, 4: 64, 8: 32}
 # Of the L2 cache for rows that are read a second time; the rest is for the gradient on its way out.
 RESIDENT_SHARE = 0.6
-# A multiprocessor has room for 512 threads of 128 registers; ptxas would take 200 where a program is small, and leave
-# half of it empty. AMD's compiler needs no such advice.
+# A multiprocessor has room for 512 threads of 128 registers; for its smaller programs ptxas would take 200 and leave
+# half of it empty. It reads a limit as leave to use it up, so only the loss kernel has one (AMD has no such option).
 RESIDENT_THREADS = 512
-MAX_REGISTERS = 128
+RESIDENT_REGISTERS = 128
 
 
 class Tiling(NamedTuple):
@@ -42,7 +42,9 @@ class Tiling(NamedTuple):
     VEC: int
     num_warps: int
 
-
+    def options(self) -> dict[str, int | bool]:
+        """The kernels' constexprs and Triton's options; without the fusion of a * b + c a pass costs a fifth more."""
+        return {**self._asdict(), "enable_fp_fusion": True}
 
 
 class Machine(NamedTuple):
@@ -53,12 +55,6 @@ class Machine(NamedTuple):
 
 
 INTERPRETER = Machine(warp_size=32, multiprocessors=2, cache_bytes=0, nvidia=False)
-
-
-def launch_options(tiles: Tiling, machine: Machine) -> dict[str, int | bool]:
-    """The kernels' constexprs and Triton's options; without the fusion of a * b + c a pass costs a fifth more."""
-    limits = {"maxnreg": MAX_REGISTERS} if machine.nvidia else {}
-    return {**tiles._asdict(), "enable_fp_fusion": True, **limits}
 
 
 def tiling(vocabulary: int, itemsize: int, vector: int, threads_of: dict, warp_size: int) -> Tiling:
@@ -83,6 +79,10 @@ def resident_programs(rows: int, logits: Tensor, tiles: Tiling) -> int:
     cached = int(machine.cache_bytes * RESIDENT_SHARE) // (tiles.V * logits.element_size() * machine.multiprocessors)
     per_multiprocessor = max(1, min(cached, RESIDENT_THREADS // (tiles.num_warps * machine.warp_size)))
     return min(rows, per_multiprocessor * machine.multiprocessors)
+
+
+def resident_options(device: torch.device) -> dict[str, int]:
+    return {"maxnreg": RESIDENT_REGISTERS} if machine_of(device).nvidia else {}
 
 
 def machine_of(device: torch.device) -> Machine:

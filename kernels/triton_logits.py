@@ -15,9 +15,9 @@ from .triton_launch import (
     STATISTICS_THREADS,
     STREAMING_THREADS,
     Tiling,
-    launch_options,
     machine_of,
     on_device,
+    resident_options,
     resident_programs,
     row_vector,
     tiling,
@@ -195,7 +195,7 @@ def logprobs_entropy(
             logprobs_entropy_kernel[(rows,)](
                 logits, targets, inverse_temperature, mask, *statistics,
                 logits.shape[1], *_strides(logits, tiles.VEC), _temperature_stride(inverse_temperature),
-                **launch_options(tiles, machine_of(logits.device)),
+                **tiles.options(),
             )  # fmt: skip
     return statistics
 
@@ -222,7 +222,7 @@ def logprobs_entropy_gradient(
             logits, targets, inverse_temperature, mask,
             row_max, log_sum, entropy, grad_logprobs, grad_entropy, grad_logits,
             logits.shape[1], *_strides(logits, tiles.VEC), *_strides(grad_logits, tiles.VEC),
-            _temperature_stride(inverse_temperature), **launch_options(tiles, machine_of(logits.device)),
+            _temperature_stride(inverse_temperature), **tiles.options(),
         )  # fmt: skip
 
 
@@ -258,7 +258,7 @@ def dual_mode_loss(
             advantages, old_logprobs, ref_logprobs, weights, entropy_coef, kl_coef,
             clip_low, clip_high, math.inf if clip_delta is None else clip_delta, grad_logits,
             *result, rows, logits.shape[1], *_strides(logits, tiles.VEC), *_strides(matrices[-1], tiles.VEC),
-            _temperature_stride(inverse_temperature), **launch_options(tiles, machine_of(logits.device)),
+            _temperature_stride(inverse_temperature), **tiles.options(), **resident_options(logits.device),
         )  # fmt: skip
     return result
 
@@ -269,5 +269,5 @@ def scale_rows_(x: Tensor, scale: Tensor) -> None:
         tiles = _tiling((x,), STREAMING_THREADS)
         with on_device(x.device):
             scale_rows_kernel[(scale.shape[0],)](
-                x, scale, x.shape[1], *_strides(x, tiles.VEC), **launch_options(tiles, machine_of(x.device))
+                x, scale, x.shape[1], *_strides(x, tiles.VEC), **tiles.options()
             )  # fmt: skip

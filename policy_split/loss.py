@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from policy_split_kernels import autograd
+from policy_split_kernels.reference import valid_rows
 from policy_split_kernels.rows import (
     as_rows,
     float_vector,
@@ -14,7 +15,6 @@ from policy_split_kernels.rows import (
     target_vector,
     token_vector,
 )
-from policy_split_kernels.reference import valid_rows
 from torch import Tensor, nn
 
 

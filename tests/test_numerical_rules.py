@@ -90,7 +90,9 @@ def test_target_at_minus_inf(device, vocabulary):
     assert entropy.isfinite().all()
     assert to_entropy.isfinite().all()
     p = torch.softmax(logits.double(), -1)
-    torch.testing.assert_close(to_logprobs.double(), torch.nn.functional.one_hot(targets, vocabulary) - p, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        to_logprobs.double(), torch.nn.functional.one_hot(targets, vocabulary) - p, rtol=1e-5, atol=1e-7
+    )
     _, gradient = loss_and_gradient(logits, targets)  # on-policy: the ratio is 1 whatever the log-prob
     assert gradient.isfinite().all()
     _, gradient = loss_and_gradient(logits, targets, old_logprobs=torch.full((2,), -3.0, device=device))
@@ -214,7 +216,10 @@ def test_a_row_does_not_depend_on_its_batch(device, dtype):
     whole = statistics_and_gradients(logits, targets)
     order = torch.randperm(7, device=device)
     for x, y, z in zip(
-        whole, statistics_and_gradients(logits, targets), statistics_and_gradients(logits[order], targets[order]), strict=True
+        whole,
+        statistics_and_gradients(logits, targets),
+        statistics_and_gradients(logits[order], targets[order]),
+        strict=True,
     ):
         assert torch.equal(x, y)
         assert torch.equal(x[order], z)

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
+from policy_split_kernels import backends, native, ops, reference
 
 import policy_split
 from policy_split import dual_mode_loss, logprobs_and_entropy
-from policy_split_kernels import backends, native, ops, reference
 
 N, V = 6, 11
 

@@ -33,7 +33,9 @@ def check(logits, targets, temperature=1.0, mask=None):
 
     generator = torch.Generator().manual_seed(1)
     upstream = torch.randn(2, flat.numel(), generator=generator, dtype=torch.float64).to(logits.device)
-    ((upstream[0].to(logprobs) * logprobs.reshape(-1)) + (upstream[1].to(entropy) * entropy.reshape(-1))).sum().backward()
+    (
+        (upstream[0].to(logprobs) * logprobs.reshape(-1)) + (upstream[1].to(entropy) * entropy.reshape(-1))
+    ).sum().backward()
     (upstream[0] * true_logprobs + upstream[1] * true_entropy).sum().backward()
     truth.assert_gradient_close(leaf.grad.reshape(exact.shape), exact.grad, logits.dtype, terms=upstream.abs().sum(0))
 

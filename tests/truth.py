@@ -48,4 +48,6 @@ def assert_gradient_close(actual, expected, dtype, terms=0.0):
     bound = rtol * expected.abs() + slack * scale + smallest
     wrong = ~((actual - expected).abs() <= bound)
     worst = ((actual - expected).abs() / bound).nan_to_num(nan=torch.inf).max() if wrong.any() else 0
-    assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} gradients are off, worst {worst:.1f} times the bound"
+    assert not wrong.any(), (
+        f"{int(wrong.sum())} of {wrong.numel()} gradients are off, worst {worst:.1f} times the bound"
+    )

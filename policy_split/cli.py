@@ -1,0 +1,90 @@
+"""The command line: `policy-split train` (Countdown from scratch), `policy-split train --model NAME --dataset DATA`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from . import countdown_job
+from .config import PolicySplitConfig
+from .data import load_prompts
+from .trainer import PolicySplitTrainer
+
+TRAIN_HELP = """Train both modes of a model.
+
+With no arguments: the built-in Countdown task with a small model from scratch, a few minutes on two CPU cores.
+With --model, --dataset and --reward: any causal language model of transformers, any dataset with a
+`prompt` column."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, or 2 for arguments or data that are wrong, said in one line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    commands = {"train": train}
+    if not arguments or arguments[0] not in commands:
+        asked = bool(arguments) and arguments[0] in ("-h", "--help")
+        print(f"{__doc__}\n\nusage: policy-split train [--help]", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    try:
+        return commands[arguments[0]](arguments[1:])
+    except (ValueError, TypeError, LookupError, ImportError, OSError) as error:
+        print(f"policy-split {arguments[0]}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def train(arguments: list[str]) -> int:
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--model", help="Name or path of a causal language model; without it, Countdown from scratch.")
+    own.add_argument("--dataset", help="JSON lines, parquet, a saved dataset or a hub name, with a `prompt` column.")
+    own.add_argument("--eval_dataset", "--eval-dataset", help="The same for evaluation.")
+    own.add_argument("--reward", action="append", help="module:function or file.py:function; may be repeated.")
+    own.add_argument("--resume", action="store_true", help="Go on from the newest checkpoint in output_dir.")
+    chosen, rest = own.parse_known_args(arguments)
+    parser = HfArgumentParser(
+        PolicySplitConfig, parents=[own], prog="policy-split train", description=TRAIN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    if chosen.model is None:
+        parser.set_defaults(**countdown_job.DEFAULTS, output_dir=free_folder("runs/countdown"))
+    config, *_ = parser.parse_args_into_dataclasses([*rest, *(["--help"] if "--help" in arguments else [])])
+    if chosen.model is None:
+        return train_countdown(config, chosen)
+    return train_model(config, chosen)
+
+
+def train_countdown(config: PolicySplitConfig, chosen: argparse.Namespace) -> int:
+    given = [name for name in ("dataset", "eval_dataset", "reward") if getattr(chosen, name)]
+    if given or chosen.resume:
+        raise ValueError(
+            f"--{(given or ['resume'])[0]} needs --model; without it the built-in Countdown task is trained"
+        )
+    results = countdown_job.run_countdown(config)
+    print(f"\n{countdown_job.report(results)}\n\nresults: {Path(config.output_dir).absolute()}")
+    return 0
+
+
+def train_model(config: PolicySplitConfig, chosen: argparse.Namespace) -> int:
+    for name, example in (("dataset", "questions.jsonl"), ("reward", "my_rewards.py:reward")):
+        if not getattr(chosen, name):
+            raise ValueError(f"--model needs --{name} as well, such as --{name} {example}")
+    evaluated = None if chosen.eval_dataset is None else load_prompts(chosen.eval_dataset)
+    trainer = PolicySplitTrainer(
+        chosen.model, None, chosen.reward, load_prompts(chosen.dataset), config, eval_dataset=evaluated
+    )
+    trainer.train(resume_from_checkpoint=chosen.resume)
+    print(f"results: {Path(config.output_dir).absolute()}")
+    return 0
+
+
+def free_folder(path: str) -> str:
+    """The path itself, or path-2, path-3, ...: an earlier run is never written over unasked."""
+    number, candidate = 1, path
+    while Path(candidate).exists():
+        number += 1
+        candidate = f"{path}-{number}"
+    return candidate
+
+
+if __name__ == "__main__":
+    sys.exit(main())

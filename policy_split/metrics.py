@@ -1,0 +1,65 @@
+"""What a step reports, as sums that can be added over batches and processes.
+
+Entropies and KLs are in nats. `loss` is near 0 as long as the policy that is updated is the one that sampled: every
+ratio is 1 and the correctness advantages of a group sum to 0. It is not a measure of progress; `reward` is, and
+`clip_ratio`, `grad_norm` say whether there are updates.
+"""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from .modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
+from .rollout import Rollout
+
+Sums = dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count): what can be added up over batches and processes
+
+
+def rollout_sums(rollout: Rollout) -> Sums:
+    """Reward, entropy (nats per token) and length of each mode's own responses, and both KLs between the modes."""
+    p, n = rollout.num_prompts, rollout.num_generations
+    blocks = {name: getattr(rollout, name).chunk(4) for name in ("mask", "rewards", "logprobs", "entropy")}
+    truncated = rollout.truncated.chunk(2)
+    sums: Sums = {}
+    for mode in MODES:
+        mask, rewards = blocks["mask"][mode], blocks["rewards"][mode].view(p, n)
+        spread = rewards.std(1) if n > 1 else torch.zeros_like(rewards[:, 0])
+        values = {
+            "reward": rewards,
+            "reward_std": spread,
+            "frac_reward_zero_std": rewards.amax(1) == rewards.amin(1),
+            "entropy": blocks["entropy"][mode][mask],
+            "completions/mean_length": mask.sum(1),
+            "completions/clipped_ratio": truncated[mode],
+        }
+        sums |= {f"{MODE_NAMES[mode]}/{name}": sum_and_count(value) for name, value in values.items()}
+    for name, mode in (("kl_high_normal", HIGH_ENTROPY), ("kl_normal_high", NORMAL)):
+        # block 3 - k holds the responses of block k under the other prompt
+        kl = k3(blocks["logprobs"][mode], blocks["logprobs"][3 - mode])
+        sums[f"policy_split/{name}"] = sum_and_count(kl[blocks["mask"][mode]])
+    return sums
+
+
+def k3(own: Tensor, other: Tensor) -> Tensor:
+    """exp(x) - 1 - x with x = other - own: its mean over x ~ own is KL(own || other), nats, each term at least 0.
+
+    Source: http://joschu.net/blog/kl-approx.html.
+    """
+    return torch.expm1(other - own) - (other - own)
+
+
+def sum_and_count(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values.sum(dtype=torch.float64), torch.tensor(values.numel(), dtype=torch.float64, device=values.device)
+
+
+def add_sums(left: Sums, right: Sums) -> Sums:
+    zero = (0.0, 0.0)
+    return left | {name: (left.get(name, zero)[0] + s, left.get(name, zero)[1] + c) for name, (s, c) in right.items()}
+
+
+def means(sums: Sums, accelerator: Accelerator | None = None) -> dict[str, float]:
+    """sum / count of each name, over all processes where there is an accelerator; 0 where nothing was counted."""
+    table = torch.stack([torch.stack(pair) for pair in sums.values()])  # (K, 2)
+    if accelerator is not None:
+        table = accelerator.reduce(table, reduction="sum")
+    return {name: s / c if c else 0.0 for name, (s, c) in zip(sums, table.tolist(), strict=True)}

@@ -1,0 +1,168 @@
+"""One rollout: n responses of each mode to each question, shared into four blocks by token ids, graded and scored."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from policy_split_kernels.logprobs import logprobs_and_entropy
+from torch import Tensor
+
+from .config import PolicySplitConfig
+from .data import encode_modes
+from .models import Policy
+from .modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
+from .rewards import RewardFunction, compute_rewards
+from .sampling import left_padded, sample, seeded, until_end
+
+# (mode of the prompt, mode that wrote the response): the order that dual_mode_advantages expects
+BLOCKS = ((NORMAL, NORMAL), (HIGH_ENTROPY, HIGH_ENTROPY), (NORMAL, HIGH_ENTROPY), (HIGH_ENTROPY, NORMAL))
+
+
+@dataclass
+class Rollout:
+    """4*P*n rows in the order of BLOCKS, question-major inside a block; the first half is own prompts' responses."""
+
+    num_prompts: int  # P
+    num_generations: int  # n
+    prompt_ids: Tensor  # (4*P*n, L) padded on the left
+    completion_ids: Tensor  # (4*P*n, T) as sampled, with the end of sequence, padded on the right
+    prompt_lengths: list[int]  # (4*P*n,)
+    completion_lengths: list[int]  # (4*P*n,)
+    mode: Tensor  # (4*P*n,) of the row's prompt
+    mask: Tensor  # (4*P*n, T) bool: the tokens of the response, its end of sequence among them
+    train_mask: Tensor  # (4*P*n, T) bool: those that train
+    truncated: Tensor  # (2*P*n,) bool: the response was cut before its end
+    rewards: Tensor  # (4*P*n,)
+    texts: list[str]  # (2*P*n,) decoded for the rewards and for people; nothing is computed from them
+    logprobs: Tensor | None = None  # (4*P*n, T) nats, filled by `score`
+    entropy: Tensor | None = None  # (4*P*n, T) nats, filled by `score`
+
+    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor | None, int]:
+        """(input_ids (B, L+T), attention_mask or None, T) of some rows, cut to their longest prompt and response."""
+        prompt = max(self.prompt_lengths[row] for row in rows)
+        length = max(self.completion_lengths[row] for row in rows)
+        prompt_ids = self.prompt_ids[rows, self.prompt_ids.shape[1] - prompt :]
+        input_ids = torch.cat((prompt_ids, self.completion_ids[rows, :length]), 1)
+        padding = [prompt - self.prompt_lengths[row] for row in rows]
+        if not any(padding):
+            return input_ids, None, length
+        starts = torch.tensor(padding, device=input_ids.device)[:, None]
+        in_prompt = torch.arange(prompt, device=input_ids.device) >= starts
+        return input_ids, torch.cat((in_prompt, self.mask[rows, :length]), 1).long(), length
+
+    def responses(self, tokenizer: Any) -> Iterator[dict[str, Any]]:
+        """Each response once, for people: mode, prompt, completion, reward."""
+        for row, text in enumerate(self.texts):
+            prompt = self.prompt_ids[row, self.prompt_ids.shape[1] - self.prompt_lengths[row] :]
+            yield {
+                "mode": MODE_NAMES[int(self.mode[row])],
+                "prompt": tokenizer.decode(prompt.tolist()),
+                "completion": text,
+                "reward": float(self.rewards[row]),
+            }
+
+
+def make_rollout(
+    policy: Policy,
+    questions: Sequence[Mapping[str, Any]],
+    functions: Sequence[tuple[RewardFunction, float]],
+    config: PolicySplitConfig,
+    *,
+    num_generations: int,
+    seed: int,
+) -> Rollout:
+    """Draw `num_generations` responses of each mode to each question, grade each once, and lay out the four blocks.
+
+    A function of the policy, the questions and the seed: the global random state is kept. Raises what `encode_modes`
+    and `compute_rewards` raise. Source: arXiv 2604.11510 section 3, rollout sharing.
+    """
+    prompts = [encode_modes(policy.tokenizer, q["prompt"], config, f"prompt {q['prompt']!r}") for q in questions]
+    by_mode = [prompt[mode] for mode in MODES for prompt in prompts]  # (2*P,)
+    with seeded(seed, policy.device):
+        completions = sample(policy, [ids for ids in by_mode for _ in range(num_generations)], config)
+    completion_ids, lengths, truncated = until_end(completions, policy)
+    owners = [question for _ in MODES for question in questions for _ in range(num_generations)]
+    ids = [row[:length] for row, length in zip(completion_ids.tolist(), lengths, strict=True)]
+    texts = policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    columns = {name: [owner[name] for owner in owners] for name in questions[0] if name != "prompt"}
+    rewards = compute_rewards(functions, [owner["prompt"] for owner in owners], texts, ids, columns)
+    return _share(policy, by_mode, completion_ids, lengths, truncated, rewards, texts, num_generations, config)
+
+
+@torch.no_grad()
+def score(
+    policy: Policy, rollout: Rollout, micro_batches: Sequence[Sequence[int]], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies (4*P*n, T), nats, of every row under its own prompt; 0 behind the end of a response.
+
+    The update must use the same micro-batches if its ratios are to be exactly 1: sums of other shapes round
+    differently.
+    """
+    shape, device = rollout.mask.shape, rollout.mask.device
+    logprobs, entropy = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+    for rows in micro_batches:
+        input_ids, attention_mask, length = rollout.batch(rows)
+        logits = policy.completion_logits(input_ids, attention_mask, length)
+        mask = rollout.mask[rows, :length]
+        scores = logprobs_and_entropy(logits, input_ids[:, -length:], temperature=temperature, mask=mask)
+        if scores.logprobs.dtype != logprobs.dtype:  # float64 models keep their precision
+            logprobs, entropy = logprobs.to(scores.logprobs.dtype), entropy.to(scores.logprobs.dtype)
+        logprobs[rows, :length], entropy[rows, :length] = scores
+    return logprobs, entropy
+
+
+def cut(rollout: Rollout, rows: Sequence[int], size: int) -> list[list[int]]:
+    """Micro-batches of at most `size` rows, longest responses first: little padding, the most memory at once."""
+    ordered = sorted(rows, key=lambda row: -rollout.completion_lengths[row])
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def optimizer_batches(rollout: Rollout, config: PolicySplitConfig, seed: int) -> list[list[int]]:
+    """Rows of each optimizer step: all of them in one, or shuffled into several."""
+    rows = len(rollout.mode)
+    if config.gradient_accumulation_steps is None:
+        return [list(range(rows))]
+    shuffled = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
+    size = config.gradient_accumulation_steps * config.per_device_train_batch_size
+    return [shuffled[start : start + size] for start in range(0, rows, size)]
+
+
+def _share(
+    policy: Policy,
+    prompts: Sequence[list[int]],  # (2*P,) mode-major
+    completion_ids: Tensor,  # (2*P*n, T) mode-major, question-major
+    lengths: list[int],
+    truncated: Tensor,
+    rewards: list[float],
+    texts: list[str],
+    n: int,
+    config: PolicySplitConfig,
+) -> Rollout:
+    p, device = len(prompts) // 2, completion_ids.device
+    prompt_modes, writer_modes = (torch.tensor(modes, device=device) for modes in zip(*BLOCKS, strict=True))
+    prompt_ids, _ = left_padded(prompts, policy)
+    prompt_ids = prompt_ids.view(2, p, -1)[prompt_modes].repeat_interleave(n, 1).flatten(0, 1)
+
+    def shared(x: Tensor) -> Tensor:
+        return x.view(2, p * n, *x.shape[1:])[writer_modes].flatten(0, 1)
+
+    steps = torch.arange(completion_ids.shape[1], device=device)
+    mask = steps < torch.tensor(lengths, device=device)[:, None]
+    train_mask = mask & ~truncated[:, None] if config.mask_truncated_completions else mask
+    return Rollout(
+        num_prompts=p,
+        num_generations=n,
+        prompt_ids=prompt_ids,
+        completion_ids=shared(completion_ids),
+        prompt_lengths=[
+            len(prompts[mode * p + question]) for mode, _ in BLOCKS for question in range(p) for _ in range(n)
+        ],
+        completion_lengths=[length for _, mode in BLOCKS for length in lengths[mode * p * n : (mode + 1) * p * n]],
+        mode=prompt_modes.repeat_interleave(p * n),
+        mask=shared(mask),
+        train_mask=shared(train_mask),
+        truncated=truncated,
+        rewards=shared(torch.tensor(rewards, dtype=torch.float32, device=device)),
+        texts=texts,
+    )

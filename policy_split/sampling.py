@@ -1,0 +1,77 @@
+"""Sampling: one response to each prompt, from the unfiltered distribution, under a seed of its own."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from .config import PolicySplitConfig
+from .models import Policy
+
+
+def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplitConfig) -> Tensor:
+    """One response to each prompt at config.temperature, unfiltered: (R, T) ids, as generate pads them."""
+    generation = GenerationConfig(
+        do_sample=True,
+        temperature=config.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=config.max_completion_length,
+        pad_token_id=policy.pad_id,
+        eos_token_id=policy.end_ids,
+        use_cache=True,
+    )
+    size = config.per_device_generation_batch_size or len(prompts)
+    training = policy.bare.training
+    policy.bare.eval()
+    parts = []
+    with torch.no_grad(), _instead_of_defaults(policy.bare, generation):
+        for start in range(0, len(prompts), size):
+            ids, mask = left_padded(prompts[start : start + size], policy)
+            out = policy.bare.generate(input_ids=ids, attention_mask=mask, generation_config=generation)
+            parts.append(out[:, ids.shape[1] :])
+    policy.bare.train(training)
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=policy.pad_id) for part in parts])
+
+
+def seed_of(*parts: Any) -> int:
+    """A 63-bit seed that depends on every part: `seed_of(config.seed, "rollout", step)`."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def until_end(completions: Tensor, policy: Policy) -> tuple[Tensor, list[int], Tensor]:
+    """Cut to the longest response: (ids (R, T), lengths with the end of sequence, whether no end came)."""
+    is_end = torch.isin(completions, torch.tensor(policy.end_ids, device=completions.device))
+    ended = is_end.any(1)
+    lengths = torch.where(ended, is_end.int().argmax(1) + 1, completions.shape[1]).tolist()
+    return completions[:, : max(lengths)], lengths, ~ended
+
+
+def left_padded(prompts: Sequence[Sequence[int]], policy: Policy) -> tuple[Tensor, Tensor]:
+    """(ids, attention mask), both (R, L)."""
+    width = max(map(len, prompts))
+    ids = [[policy.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=policy.device), torch.tensor(mask, device=policy.device)
+
+
+@contextmanager
+def _instead_of_defaults(model: Any, generation: GenerationConfig) -> Iterator[None]:
+    """generate fills what is not set from the model's own config: its top_k and penalties must not come in."""
+    default, model.generation_config = model.generation_config, generation
+    try:
+        yield
+    finally:
+        model.generation_config = default
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

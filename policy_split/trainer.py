@@ -1,0 +1,217 @@
+"""Policy Split training (arXiv 2604.11510), in the order in which it runs.
+
+What is different from textbook GRPO:
+
+1. Every question is asked twice, plainly (normal mode) and behind a high-entropy system prompt: n responses each.
+2. Every response, by its token ids, is scored and trained under both prompts: 4n rows per question, 2n per group.
+3. The old log-probs of all rows are computed before the update: the difference between the modes is part of the
+advantage.
+4. Advantages are per token: correctness of the group plus the dual-mode entropy bonus (`dual_mode_advantages`).
+5. Entropy and KL are per mode, everywhere: in the loss, in the metrics, in the evaluation.
+
+One step is one rollout and its updates. Nothing is written before the first step has passed without an error.
+"""
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, get_scheduler
+
+from .advantages import bonus_statistics, dual_mode_advantages
+from .checkpoints import (
+    Progress,
+    check_output_dir,
+    find_checkpoint,
+    save_checkpoint,
+    save_pretrained,
+)
+from .config import PolicySplitConfig
+from .data import as_prompts, longest_prompt, question_indices
+from .evaluate import Key, evaluate_policy, flatten, plain_text
+from .launch import make_accelerator, make_optimizer
+from .metrics import Sums, add_sums, means, rollout_sums, sum_and_count
+from .models import Policy, check_fit, enable_checkpointing, load_model, load_tokenizer
+from .modes import MODE_NAMES
+from .rewards import as_reward_functions, check_columns
+from .rollout import Rollout, cut, make_rollout, optimizer_batches, score
+from .runlog import RunLog
+from .sampling import seed_of
+from .update import PolicyUpdate
+
+
+class PolicySplitTrainer:
+    """Trains both modes of one model: `PolicySplitTrainer(model, tokenizer, reward, dataset, config).train()`.
+
+    model: a PreTrainedModel, trained in place, or a name or path. tokenizer: the model's; None for a model given by
+    name. reward_funcs: one function or several, callable or "module:function". train_dataset, eval_dataset: a Dataset,
+    a list of rows, or what `load_prompts` takes, with a column `prompt`. ref_model: the reference of config.beta, by
+    default a frozen copy of the model. Raises ValueError, TypeError, ImportError or FileNotFoundError, naming what is
+    wrong, before anything is written; every prompt of the datasets is checked here.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        tokenizer: Any,
+        reward_funcs: Any,
+        train_dataset: Dataset | Sequence[Mapping[str, Any]] | str,
+        config: PolicySplitConfig | None = None,
+        eval_dataset: Dataset | Sequence[Mapping[str, Any]] | str | None = None,
+        ref_model: PreTrainedModel | str | None = None,
+    ):
+        self.config = config = PolicySplitConfig() if config is None else config
+        self.accelerator = make_accelerator(config)
+        if config.prompts_per_step % self.accelerator.num_processes:
+            raise ValueError(
+                f"prompts_per_step={config.prompts_per_step} must be a multiple of the "
+                f"{self.accelerator.num_processes} processes"
+            )
+        self.rewards = as_reward_functions(reward_funcs, config.reward_weights)
+        self.train_dataset = as_prompts(train_dataset, "train_dataset")
+        self.eval_dataset = None if eval_dataset is None else as_prompts(eval_dataset, "eval_dataset")
+        if config.eval_steps and self.eval_dataset is None:
+            raise ValueError(f"eval_steps={config.eval_steps} needs an eval_dataset")
+        self.tokenizer = load_tokenizer(tokenizer, model)
+        longest = 0
+        for name, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
+            if dataset is not None:
+                check_columns(self.rewards, dataset.column_names)
+                longest = max(longest, longest_prompt(self.tokenizer, dataset, config, name))
+        bare = load_model(model, config)
+        check_fit(bare, self.tokenizer, longest, config.max_completion_length)
+        self._prepare(bare, ref_model)
+
+    def _prepare(self, bare: PreTrainedModel, ref_model: PreTrainedModel | str | None) -> None:
+        config = self.config
+        self.reference = None
+        if config.beta > 0:
+            frozen = copy.deepcopy(bare) if ref_model is None else load_model(ref_model, config)
+            frozen.requires_grad_(False).eval()
+            wrapped = self.accelerator.prepare_model(frozen, evaluation_mode=True)
+            self.reference = Policy(wrapped, self.tokenizer, bare=frozen)
+        if config.gradient_checkpointing:
+            enable_checkpointing(bare)
+        optimizer = make_optimizer(bare, config)
+        self.model, self.optimizer = self.accelerator.prepare(bare, optimizer)
+        self.policy = Policy(self.model, self.tokenizer, bare=self.accelerator.unwrap_model(self.model))
+        # stepped once per step and in every process alike: not through accelerate, which steps it once per process
+        self.schedule = get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, self.max_steps)
+        self.progress = Progress()
+        self.update = PolicyUpdate(self.accelerator, self.policy, self.optimizer, config, self.progress)
+        self.accelerator.register_for_checkpointing(self.schedule, self.progress)
+        self.output_dir = Path(config.output_dir)
+
+    @property
+    def max_steps(self) -> int:
+        """Steps of the whole run."""
+        if self.config.max_steps > 0:
+            return self.config.max_steps
+        return math.ceil(self.config.num_train_epochs * len(self.train_dataset) / self.config.prompts_per_step)
+
+    def train(self, resume_from_checkpoint: str | Path | bool = False) -> dict[str, float]:
+        """Train to the last step and save the model in output_dir; returns the metrics of the last step.
+
+        resume_from_checkpoint: a checkpoint's path, or True for the newest in output_dir; the run goes on exactly as if
+        it had not stopped. FileExistsError: output_dir holds another run. FloatingPointError: too many steps without a
+        finite gradient.
+        """
+        config, resume = self.config, bool(resume_from_checkpoint)
+        check_output_dir(self.output_dir, resume=resume, overwrite=config.overwrite_output_dir)
+        if resume:
+            self.accelerator.load_state(str(find_checkpoint(self.output_dir, resume_from_checkpoint)))
+        metrics: dict[str, float] = {}
+        disable = config.disable_tqdm if self.accelerator.is_main_process else True
+        with (
+            RunLog(self.accelerator, config, resume=resume) as log,
+            tqdm(total=self.max_steps, initial=self.progress.step, desc="policy split", disable=disable) as bar,
+        ):
+            while self.progress.step < self.max_steps:
+                metrics, rollout = self.step()
+                done = self.progress.step
+                if config.eval_steps and done % config.eval_steps == 0:
+                    metrics |= flatten(self.evaluate(), "eval")
+                log.write(metrics, rollout, self.tokenizer)
+                if config.save_steps and done % config.save_steps == 0:
+                    save_checkpoint(self.accelerator, self.output_dir, done, config.save_total_limit)
+                shown = [f"{mode}/{name}" for mode in MODE_NAMES for name in ("reward", "entropy")]
+                bar.set_postfix({name: f"{metrics[name]:.3f}" for name in shown}, refresh=False)
+                bar.update()
+        self.save_model()
+        return metrics
+
+    def step(self) -> tuple[dict[str, float], Rollout]:
+        """One step: rollout, rewards, sharing, old log-probs, advantages, updates: (metrics, rollout)."""
+        started, config = time.perf_counter(), self.config
+        rollout = self.sample()
+        self.policy.bare.eval()
+        micro_batches = cut(rollout, range(len(rollout.mode)), config.per_device_train_batch_size)
+        rollout.logprobs, rollout.entropy = score(self.policy, rollout, micro_batches, config.temperature)
+        ref_logprobs = None
+        if self.reference is not None:
+            ref_logprobs, _ = score(self.reference, rollout, micro_batches, config.temperature)
+        sums = rollout_sums(rollout)
+        advantages, bonus_sums = self.advantages(rollout)
+        sums |= bonus_sums
+        learning_rate = self.schedule.get_last_lr()[0]
+        batches = optimizer_batches(rollout, config, seed_of(config.seed, "rows", self.progress.step))
+        for number, rows in enumerate(batches * config.num_iterations):
+            old_logprobs = None if number == 0 else rollout.logprobs
+            sums = add_sums(sums, self.update.step(rollout, rows, advantages, old_logprobs, ref_logprobs))
+        with warnings.catch_warnings():  # torch's, if the very first optimizer step was skipped
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.schedule.step()
+        self.progress.step += 1
+        tokens = rollout.mask.sum() / 2  # each response stands in two rows
+        self.progress.num_tokens += int(self.accelerator.reduce(tokens, reduction="sum"))
+        metrics: dict[str, float] = {"step": self.progress.step}
+        metrics["epoch"] = self.progress.step * config.prompts_per_step / len(self.train_dataset)
+        metrics |= means(sums, self.accelerator)
+        metrics |= {"learning_rate": learning_rate, "num_tokens": self.progress.num_tokens}
+        return metrics | {"step_time": time.perf_counter() - started}, rollout
+
+    def sample(self) -> Rollout:
+        """This process's share of the step's questions, answered: a function of (weights, seed, step, process)."""
+        config, rank, world = self.config, self.accelerator.process_index, self.accelerator.num_processes
+        step = self.progress.step
+        indices = question_indices(len(self.train_dataset), config.seed, step, config.prompts_per_step)
+        questions = [self.train_dataset[index] for index in indices[rank::world]]
+        seed = seed_of(config.seed, "rollout", step, rank)
+        return make_rollout(
+            self.policy, questions, self.rewards, config, num_generations=config.num_generations, seed=seed
+        )
+
+    def advantages(self, rollout: Rollout) -> tuple[Tensor, Sums]:
+        """Token-level advantages (4*P*n, T), and what became of the bonus."""
+        config = self.config
+        options = dict(config.bonus_options)
+        options |= {"num_prompts": rollout.num_prompts, "num_generations": rollout.num_generations}
+        options["surprise"] = rollout.entropy if config.bonus_estimator == "entropy" else None
+        arguments = (rollout.rewards, rollout.logprobs, rollout.train_mask)
+        advantages, _ = dual_mode_advantages(*arguments, **options)
+        clamped, dead = bonus_statistics(*arguments, **options)
+        names = ("policy_split/bonus_clamped_frac", "policy_split/bonus_dead_frac")
+        return advantages, dict(zip(names, (sum_and_count(clamped), sum_and_count(dead)), strict=True))
+
+    def evaluate(
+        self, dataset: Any = None, num_samples: int | None = None, *, key: Key = plain_text, correct_reward: float = 1.0
+    ) -> dict[str, Any]:
+        """Both modes on held-out questions, as `evaluate_modes` returns them; by default on the eval_dataset."""
+        dataset = self.eval_dataset if dataset is None else as_prompts(dataset, "the evaluation dataset")
+        if dataset is None:
+            raise ValueError("evaluate() needs a dataset: pass one, or eval_dataset to the trainer")
+        self.policy.bare.eval()
+        count = self.config.eval_num_samples if num_samples is None else num_samples
+        options = {"key": key, "correct_reward": correct_reward, "accelerator": self.accelerator}
+        return evaluate_policy(self.policy, dataset, self.rewards, self.config, count, **options)
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Model and tokenizer in Hugging Face's format, by default in config.output_dir."""
+        save_pretrained(self.accelerator, self.model, self.tokenizer, Path(output_dir or self.output_dir))

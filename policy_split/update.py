@@ -1,0 +1,139 @@
+"""One optimizer step of the clipped dual-mode loss, in micro-batches."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .checkpoints import Progress
+from .config import PolicySplitConfig
+from .loss import DualModeLossOutput, dual_mode_loss
+from .loss_weights import token_weights
+from .metrics import Sums, add_sums, sum_and_count
+from .models import Policy
+from .modes import MODE_NAMES, MODES
+from .rollout import Rollout, cut
+
+
+@dataclass
+class PolicyUpdate:
+    """What an optimizer step needs besides its rows."""
+
+    accelerator: Accelerator
+    policy: Policy
+    optimizer: Optimizer
+    config: PolicySplitConfig
+    progress: Progress
+
+    def step(
+        self,
+        rollout: Rollout,
+        rows: Sequence[int],
+        advantages: Tensor,  # (4*P*n, T)
+        old_logprobs: Tensor | None,  # (4*P*n, T); None: the policy is still the one that sampled, the ratio is 1
+        ref_logprobs: Tensor | None,  # (4*P*n, T)
+    ) -> Sums:
+        """One step over some rows. Weights are those of all its rows together: how they are cut changes nothing.
+
+        Returns sums of loss, grad_norm, skipped_steps, kl to the reference (nats) and each mode's clip_ratio.
+        FloatingPointError: more than max_skipped_steps in a row had no finite gradient.
+        """
+        mask, sums = rollout.train_mask, self._trained_tokens(rollout, rows)
+        weights = self._weights(mask, rows)
+        loss = torch.zeros((), device=mask.device)
+        micro_batches = cut(rollout, self.contributing(rows, advantages), self.config.per_device_train_batch_size)
+        self.policy.model.train(self.config.gradient_checkpointing)
+        for number, micro_batch in enumerate(micro_batches, 1):
+            last = number == len(micro_batches)
+            with nullcontext() if last else self.accelerator.no_sync(self.policy.model):
+                out = self.backward(rollout, micro_batch, advantages, old_logprobs, ref_logprobs, weights)
+            loss += out.loss.detach()
+            mode = rollout.mode[micro_batch]
+            clipped = {f"{MODE_NAMES[m]}/clip_ratio": (out.clipped[mode == m].sum().double(), 0.0) for m in MODES}
+            sums = add_sums(sums, clipped)
+            if ref_logprobs is not None:
+                sums = add_sums(sums, {"kl": sum_and_count(out.kl[mask[micro_batch, : out.kl.shape[1]]])})
+        return sums | self._finish(loss)
+
+    def contributing(self, rows: Sequence[int], advantages: Tensor) -> Sequence[int]:
+        """The rows that have a gradient: as a model sharpens, most groups have equal rewards and no advantage.
+
+        One row at least, so that the optimizer makes its step; all of them where processes wait for each other.
+        """
+        config = self.config
+        other_terms = config.beta > 0 or config.entropy_coef_normal != 0 or config.entropy_coef_high_entropy != 0
+        if other_terms or self.accelerator.num_processes > 1:
+            return rows
+        counts = (advantages != 0).any(1).tolist()
+        return [row for row in rows if counts[row]] or rows[:1]
+
+    def backward(
+        self,
+        rollout: Rollout,
+        rows: Sequence[int],
+        advantages: Tensor,
+        old_logprobs: Tensor | None,
+        ref_logprobs: Tensor | None,
+        weights: Tensor,
+    ) -> DualModeLossOutput:
+        """Adds the gradient of one micro-batch (B, T) to the model's; the output's vectors are (B, T)."""
+        config = self.config
+        input_ids, attention_mask, length = rollout.batch(rows)
+        logits = self.policy.completion_logits(input_ids, attention_mask, length)
+        out = dual_mode_loss(
+            logits,
+            input_ids[:, -length:],
+            advantages=advantages[rows, :length],
+            mode=rollout.mode[rows, None].expand(-1, length),
+            old_logprobs=None if old_logprobs is None else old_logprobs[rows, :length],
+            ref_logprobs=None if ref_logprobs is None else ref_logprobs[rows, :length],
+            mask=rollout.train_mask[rows, :length],
+            weights=weights[rows, :length],
+            entropy_coef=(config.entropy_coef_normal, config.entropy_coef_high_entropy),
+            kl_coef=(config.beta, config.beta),
+            temperature=config.temperature,
+            clip_low=config.epsilon,
+            clip_high=config.clip_high,
+            clip_delta=config.delta,
+            inplace_gradient=True,  # the logits are this forward's own and nobody else reads them
+        )
+        self.accelerator.backward(out.loss)
+        return out
+
+    def _weights(self, mask: Tensor, rows: Sequence[int]) -> Tensor:
+        """(4*P*n, T): those of the loss type, 0 for rows that are not in this step."""
+        config = self.config
+        tokens = self.accelerator.reduce(mask[rows].sum().float(), reduction="mean")
+        weights = torch.zeros(mask.shape, device=mask.device)
+        weights[rows] = token_weights(
+            mask[rows], config.loss_type, max_completion_length=config.max_completion_length, tokens=tokens
+        )
+        return weights
+
+    def _trained_tokens(self, rollout: Rollout, rows: Sequence[int]) -> Sums:
+        mode, counts = rollout.mode[rows], rollout.train_mask[rows].sum(1).double()
+        return {f"{MODE_NAMES[m]}/clip_ratio": (counts.new_zeros(()), counts[mode == m].sum()) for m in MODES}
+
+    def _finish(self, loss: Tensor) -> Sums:
+        """Clip the gradient and step; skip if loss or gradient is not finite, and stop the run if that goes on."""
+        loss = self.accelerator.reduce(loss, reduction="mean")
+        norm = self.accelerator.clip_grad_norm_(self.policy.model.parameters(), self.config.max_grad_norm)
+        finite = bool(torch.isfinite(norm) & torch.isfinite(loss))
+        if finite or self.config.fp16:  # float16's loss scale skips by itself, and has to see why
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.skipped = 0 if finite else self.progress.skipped + 1
+        if self.progress.skipped > self.config.max_skipped_steps:
+            raise FloatingPointError(
+                f"step {self.progress.step + 1}: loss {float(loss)}, gradient norm {float(norm)}; "
+                f"{self.progress.skipped} optimizer steps in a row were not finite "
+                f"(max_skipped_steps={self.config.max_skipped_steps})"
+            )
+        skipped = torch.tensor(float(not finite), device=loss.device)
+        return {
+            name: sum_and_count(x) for name, x in {"loss": loss, "grad_norm": norm, "skipped_steps": skipped}.items()
+        }

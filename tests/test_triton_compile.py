@@ -1,0 +1,127 @@
+"""Static proof of the Triton kernels where there is no GPU: the launch tables, compiled and looked through.
+
+The compiler runs in child processes, because this one may have Triton's interpreter switched on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.timeout(600)  # the first test waits for all compilations, about a minute on two free cores
+
+CHILD = Path(__file__).with_name("triton_compile_child.py")
+SHARES = [("cuda:80", "cuda:90"), ("cuda:100", "hip:gfx942")]  # one process each
+TARGETS = [target for share in SHARES for target in share]
+DTYPES = ["float32", "bfloat16", "float16", "float64"]
+# Instructions per logit of a pass over a bfloat16 row at V = 151936; an H200 has 15.6 for each read (kernel notes).
+SLOTS = {
+    "cuda:90": {"statistics": [10.0], "gradient": [9.5], "loss": [10.0, 9.5]},
+    "cuda:100": {"statistics": [9.25], "gradient": [7.5], "loss": [9.25, 7.5]},
+}
+LOGITS_PER_ITERATION = {"float32": 16, "bfloat16": 32, "float16": 32}
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    environment.pop("TRITON_INTERPRET", None)
+    children = [
+        subprocess.Popen([sys.executable, CHILD, *share], env=environment, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for share in SHARES
+    ]  # fmt: skip
+    merged = {}
+    for child in children:
+        output, errors = child.communicate()
+        assert child.returncode == 0, errors[-4000:]
+        merged |= json.loads(output)
+    return merged
+
+
+@pytest.fixture
+def report(reports, target):
+    return reports[target]
+
+
+@pytest.fixture
+def kernels(report, dtype):
+    """Every compiled kernel of this target and dtype whose rows are aligned, by its job."""
+    rows = [row for row in report["kernels"] if row["job"][1] == dtype and row["job"][2] != 2053]
+    assert len(rows) >= 5
+    return rows
+
+
+def offenders(kernels, wrong):
+    """One line for each kernel that is wrong, so that the message names them all."""
+    return [str(row) for row in kernels if wrong(row)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", TARGETS)
+class TestMachineCode:
+    def test_no_spills_and_no_stack(self, kernels):
+        assert offenders(kernels, lambda row: row["spills"] or row["stack"]) == []
+
+    def test_loads_and_stores_of_16_bytes(self, kernels):
+        assert offenders(kernels, lambda row: row["wide_loads"] == 0) == []
+        writers = [row for row in kernels if row["job"][0] in ("gradient", "loss", "scale")]
+        assert offenders(writers, lambda row: row["wide_stores"] == 0) == []
+
+    def test_no_narrow_access_to_the_rows(self, kernels):
+        """All accesses that are not of 16 bytes are those of per-row numbers: at most 12 loads and 9 stores."""
+        assert offenders(kernels, lambda row: row["narrow_loads"] > 12 or row["narrow_stores"] > 9) == []
+
+    def test_no_atomics(self, kernels):
+        assert offenders(kernels, lambda row: row["atomics"]) == []
+
+
+@pytest.mark.parametrize("dtype", list(LOGITS_PER_ITERATION))
+@pytest.mark.parametrize("target", [target for target in TARGETS if target.startswith("cuda")])
+class TestRowLoops:
+    """The main loops over a row, as the SASS has them. float64 has no ex2 instruction to find them by."""
+
+    def test_one_ex2_for_each_logit_and_pass(self, kernels, dtype):
+        logits = LOGITS_PER_ITERATION[dtype]
+        loops = [loop for row in kernels for loop in row["loops"] if row["job"][2] == 151936]
+        assert len(loops) >= 4
+        assert all(logits <= loop["ex2"] <= logits + 1 for loop in loops), loops  # one more rescales the lane's sums
+
+    def test_no_barrier_shuffle_or_shared_memory(self, kernels):
+        assert offenders(kernels, lambda row: any(loop["waits"] for loop in row["loops"])) == []
+
+
+@pytest.mark.parametrize("name", ["statistics", "gradient", "loss"])
+@pytest.mark.parametrize("target", list(SLOTS))
+def test_instructions_per_logit(report, target, name):
+    rows = [row for row in report["kernels"] if row["job"] == [name, "bfloat16", 151936, True]]
+    (spent,) = ([loop["slots"] / LOGITS_PER_ITERATION["bfloat16"] for loop in row["loops"]] for row in rows)
+    budget = SLOTS[target][name]
+    assert len(spent) == len(budget)
+    assert all(x <= limit for x, limit in zip(spent, budget, strict=True)), f"{spent}, allowed are {budget}"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+class TestOfTheTest:
+    """Kernels that must fail the checks above, so that a check that sees nothing is noticed."""
+
+    def test_unaligned_rows_have_no_wide_access(self, report):
+        (row,) = (row for row in report["kernels"] if row["job"][2] == 2053)
+        assert row["wide_loads"] == row["wide_stores"] == row["spills"] == 0
+        assert row["narrow_loads"] > 12
+
+    def test_too_few_registers_spill(self, report):
+        assert report["mutant_spills"]["spills"] > 0
+        assert report["mutant_spills"]["stack"] > 0
+
+    def test_an_atomic_is_seen(self, report):
+        assert report["mutant_atomics"] > 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_one_variant_for_all_lengths_batches_and_alignments_of_vectors(report):
+    assert set(report["variants"].values()) == {1}, report["variants"]
