@@ -1,15 +1,38 @@
 """Policy Split: dual-mode exploration in LLM reinforcement learning (arXiv 2604.11510), and its kernels."""
 
-from policy_split_kernels.backends import get_backend, set_backend
-from policy_split_kernels.logprobs import logprobs_and_entropy
+import importlib
+from typing import TYPE_CHECKING
 
+from policy_split_kernels.backends import get_backend, set_backend
+from policy_split_kernels.logprobs import LogprobsAndEntropy, logprobs_and_entropy
+
+from .advantages import dual_mode_advantages
 from .loss import DualModeLoss, DualModeLossOutput, dual_mode_loss
+
+if TYPE_CHECKING:
+    from .config import PolicySplitConfig
+    from .evaluate import evaluate_modes
+    from .trainer import PolicySplitTrainer
+
+# Found when they are asked for: the loss is used without transformers, which takes seconds to import.
+_LATER = {"PolicySplitConfig": "config", "PolicySplitTrainer": "trainer", "evaluate_modes": "evaluate"}
 
 __all__ = [
     "DualModeLoss",
     "DualModeLossOutput",
+    "LogprobsAndEntropy",
+    "PolicySplitConfig",
+    "PolicySplitTrainer",
+    "dual_mode_advantages",
     "dual_mode_loss",
+    "evaluate_modes",
     "get_backend",
     "logprobs_and_entropy",
     "set_backend",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in _LATER:
+        return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

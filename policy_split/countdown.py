@@ -171,7 +171,7 @@ def solved_examples(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[s
 
 
 def warm_start_examples(
-    task: Countdown, count: int = 4500, *, seed: int, easier: int = 800
+    task: Countdown, count: int = 5000, *, seed: int, easier: int = 800
 ) -> list[tuple[str, list[str]]]:
     """`count` solved training problems, and `easier` ones of each smaller size: they teach the last step of the others.
 

@@ -63,14 +63,14 @@ def test_four_numbers():
     )
 
 
-@pytest.mark.parametrize("task", [Countdown(), Countdown(2, 20, 50), Countdown(4, 5, 40)])
+@pytest.mark.parametrize("task", [Countdown(), Countdown(2, 20, 50, fewest_answers=1), Countdown(4, 5, 40)])
 def test_splits_are_solvable_in_range_and_disjoint(task):
     train, held_out = task.problems(60, seed=0), task.problems(60, seed=0, held_out=True)
     for problem in train + held_out:
         assert len(problem.numbers) == task.numbers
         assert 1 <= min(problem.numbers) <= max(problem.numbers) <= task.largest
         assert 1 <= problem.target <= task.largest_target
-        assert solutions(problem.numbers, problem.target)
+        assert len(solutions(problem.numbers, problem.target)) >= task.fewest_answers
     assert len(set(train)) == len(set(held_out)) == 60
     assert not set(map(key, train)) & set(map(key, held_out))
 
@@ -78,9 +78,22 @@ def test_splits_are_solvable_in_range_and_disjoint(task):
 def test_no_seed_and_no_difficulty_moves_a_problem_to_the_other_side():
     held_out = set(map(key, Countdown().problems(800, seed=1, held_out=True)))
     assert not held_out & set(map(key, Countdown().problems(3000, seed=2)))
-    assert not held_out & set(map(key, Countdown(largest_target=100).problems(3000, seed=3)))
+    assert not held_out & set(map(key, Countdown(largest_target=100, fewest_answers=1).problems(3000, seed=3)))
     problem = Problem((2, 3, 5), 16)
     assert len({Countdown().is_held_out(Problem(order, 16)) for order in itertools.permutations(problem.numbers)}) == 1
+
+
+def test_sizes_that_the_documentation_names():
+    task = Countdown()
+    problems = {
+        Problem(numbers, target): answers
+        for numbers in itertools.combinations_with_replacement(range(1, task.largest + 1), task.numbers)
+        for target, answers in answer_counts(numbers)
+        if target <= task.largest_target
+    }
+    rich = {problem: answers for problem, answers in problems.items() if answers >= task.fewest_answers}
+    assert (len(problems) - len(rich), len(rich), sum(map(task.is_held_out, rich))) == (612, 941, 187)
+    assert round(sum(rich.values()) / len(rich), 1) == 8.5
 
 
 def test_problems_follow_the_seed():
@@ -101,6 +114,8 @@ def test_too_much_is_a_clear_error():
         Countdown(largest_target=0)
     with pytest.raises(ValueError, match="held_out_share"):
         Countdown(held_out_share=0)
+    with pytest.raises(ValueError, match="fewest_answers=0"):
+        Countdown(fewest_answers=0)
 
 
 def test_dataset_and_reward():
@@ -186,5 +201,6 @@ def test_warm_start_examples_add_smaller_problems_and_never_a_held_out_one():
     examples = warm_start_examples(Countdown(), 50, seed=0, easier=20)
     parsed = [(tuple(map(int, prompt.split(" =")[0].split())), int(prompt.split()[-2])) for prompt, _ in examples]
     assert [len(numbers) for numbers, _ in parsed] == [3] * 50 + [2] * 20
+    assert min(len(answers) for _, answers in examples[:50]) < Countdown().fewest_answers
     assert not any(Countdown().is_held_out(Problem(*problem)) for problem in parsed)
     assert all(answers == solutions(*problem) for problem, (_, answers) in zip(parsed, examples, strict=True))

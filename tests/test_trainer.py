@@ -71,6 +71,16 @@ def test_same_seed_gives_the_same_run_whatever_the_global_random_state(tmp_path,
     assert all(torch.equal(runs[0][0][name], runs[1][0][name]) for name in runs[0][0])
 
 
+def test_every_step_draws_anew_and_again_the_same(tmp_path):
+    """One question, weights that do not move: what differs is the draw."""
+    texts = []
+    for _ in range(2):
+        run = trainer(tmp_path, dataset=tiny.QUESTIONS[:1], learning_rate=0.0)
+        texts.append([run.step()[1].texts for _ in range(2)])
+    assert texts[0] == texts[1]
+    assert texts[0][0] != texts[0][1]
+
+
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo"])
 def test_micro_batches_do_not_change_the_update(tmp_path, loss_type):
     results = []
