@@ -60,7 +60,7 @@ def logprobs_entropy_kernel(
     n = tl.program_id(0)
     target, valid = _row_target(n, targets_ptr, mask_ptr, V)
     inverse_temperature = tl.load(inverse_temperature_ptr + n * stride_temperature)
-    value = inverse_temperature * 0 + tl.where(valid, float("nan"), 0.0)
+    value = tl.full((), tl.where(valid, float("nan"), 0.0), inverse_temperature.dtype)
     logprob = value
     entropy = value
     row_max = value
@@ -113,7 +113,7 @@ def dual_mode_loss_kernel(
     for n in range(tl.program_id(0), N, tl.num_programs(0)):
         target, valid = _row_target(n, targets_ptr, mask_ptr, V)
         inverse_temperature = tl.load(inverse_temperature_ptr + n * stride_temperature)
-        value = inverse_temperature * 0 + tl.where(valid, float("nan"), 0.0)
+        value = tl.full((), tl.where(valid, float("nan"), 0.0), inverse_temperature.dtype)
         loss = value
         logprob = value
         entropy = value
