@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from policy_split_kernels.memory import free_memory
 from torch import Tensor
 
 from policy_split import dual_mode_loss, logprobs_and_entropy
@@ -80,6 +81,17 @@ def loss_and_gradient_inplace(batches: list[Batch], scratch: Tensor) -> Callable
         return torch.autograd.grad(value, leaf)
 
     return run
+
+
+def loss_and_gradient_new_pages(batches: list[Batch]) -> Callable[[int], object]:
+    """Ours without the memory of the last gradient: what the first call costs."""
+    run = loss_and_gradient(our_loss, batches)
+
+    def run_after_freeing(k: int) -> object:
+        free_memory()
+        return run(k)
+
+    return run_after_freeing
 
 
 def copy(batches: list[Batch], scratch: Tensor) -> Callable[[int], object]:

@@ -25,7 +25,7 @@ TARGETS = [  # (slow, fast, at least)
 ]
 NAMES = [
     "copy", "forward-policy_split", "forward-compile", "forward-eager",
-    "loss-policy_split-inplace", "loss-policy_split", "loss-compile", "loss-eager",
+    "loss-policy_split", "loss-policy_split-inplace", "loss-policy_split-new_pages", "loss-compile", "loss-eager",
 ]  # fmt: skip
 RESULTS = Path(__file__).parent / "results" / "cpu.json"
 
@@ -42,6 +42,7 @@ def seconds(batches):
     for name in ("policy_split", "compile", "eager"):
         runs[f"forward-{name}"] = candidates.forward(candidates.statistics_of(name), batches)
         runs[f"loss-{name}"] = candidates.loss_and_gradient(candidates.loss_of(name), batches)
+    runs["loss-policy_split-new_pages"] = candidates.loss_and_gradient_new_pages(batches)
     runs["loss-policy_split-inplace"] = candidates.loss_and_gradient_inplace(batches, scratch)
     check_values(runs, batches[0])
     taken = interleaved(runs, ROUNDS)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .backends import cells
+from .memory import empty_like_dense
 from .reference import statistics_dtype
 
 _STATISTICS = "Tensor targets, Tensor inverse_temperature, Tensor? mask"
@@ -42,7 +43,7 @@ def logprobs_entropy(logits, *arguments):
 
 @_op("logprobs_entropy_gradient", _LOGITS, _STATISTICS, _GRADIENT, returns=1)
 def logprobs_entropy_gradient(logits, *arguments):
-    grad_logits = _dense_like(logits)
+    grad_logits = empty_like_dense(logits)
     cells(logits.device).logprobs_entropy_gradient(logits, *arguments, grad_logits)
     return grad_logits
 
@@ -59,7 +60,7 @@ def dual_mode_loss(logits, *arguments):
 
 @_op("dual_mode_loss_with_gradient", _LOGITS, _STATISTICS, _LOSS, returns=10)
 def dual_mode_loss_with_gradient(logits, *arguments):
-    grad_logits = _dense_like(logits)
+    grad_logits = empty_like_dense(logits)
     return (*cells(logits.device).dual_mode_loss(logits, *arguments, grad_logits), grad_logits)
 
 

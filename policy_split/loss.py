@@ -153,7 +153,7 @@ def _check_coefficients(**named: Sequence[float]) -> None:
 
 
 def _coefficients(mode: Tensor, logits: Tensor, **named: Sequence[float]) -> list[Tensor]:
-    """The coefficient of each row's mode (N,); built without a copy from the host, NaN for a mode that does not exist."""
+    """The coefficient of each row's mode (N,): no copy from the host, NaN for an unknown mode."""
     _check_coefficients(**named)
     modes = len(next(iter(named.values())))
     if isinstance(mode, Tensor) and mode.dtype.is_floating_point:

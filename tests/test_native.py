@@ -15,7 +15,7 @@ def test_the_library_was_built_and_loads():
     """Without it everything still works, many times slower: this is the one place that notices."""
     library = native.library()
     assert library is not None, native.why_missing()
-    expected = [name for name, level in CAPABILITIES.items() if level == HERE][0]
+    expected = next(name for name, level in CAPABILITIES.items() if level == HERE)
     assert library.ps_instruction_set().decode() == expected
 
 

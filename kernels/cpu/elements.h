@@ -5,7 +5,7 @@
 
 #include "simd.h"
 
-#if defined(__F16C__)
+#if defined(__AVX2__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -116,6 +116,29 @@ inline void store(Half* to, Vector<float> x) {
   for (int i = 0; i < lanes<float>; ++i) to[i].bits = half_of(x[i]);
 }
 #endif
+
+// Stores past the caches, into memory aligned to the stored vector: what is written once and read much later would
+// otherwise be read from memory first, to be overwritten.
+template <typename Element>
+inline void stream(Element* to, Vector<Compute<Element>> x) {
+  constexpr int bytes = lanes<Compute<Element>> * sizeof(Element);
+  alignas(PS_VECTOR_BYTES) char image[bytes];
+  store((Element*)image, x);
+#if defined(__AVX512F__)
+  if constexpr (bytes == 64) return _mm512_stream_si512((__m512i*)to, *(const __m512i*)image);
+#endif
+#if defined(__AVX2__)
+  if constexpr (bytes == 32) return _mm256_stream_si256((__m256i*)to, *(const __m256i*)image);
+#endif
+  std::memcpy(to, image, bytes);
+}
+
+// Streamed stores are seen by other threads after this.
+inline void stream_end() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
 
 // The last, partial vector of a row: lanes beyond its end hold `fill`.
 template <typename Element>

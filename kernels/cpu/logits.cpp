@@ -47,6 +47,18 @@ struct Matrix {
     if (m.grad_logits && m.grad_logits != m.logits && m.grad_stride_t == m.vocabulary)
       advise_huge_pages(m.grad_logits, m.rows * m.vocabulary * sizeof(Element));
   }
+  // A gradient that is larger than any cache goes past them; one that is written over its logits is in them already.
+  bool streamed(int64_t n) const {
+    constexpr int64_t large = int64_t(32) << 20;
+    return m.grad_logits != m.logits && m.rows * m.vocabulary * int64_t(sizeof(Element)) > large &&
+           uintptr_t(grad(n)) % PS_VECTOR_BYTES == 0;
+  }
+  void write_gradient(int64_t n, double inverse_temperature, const RowStatistics& statistics, double grad_logprob,
+                      double grad_entropy) const {
+    const auto write = streamed(n) ? row_gradient<true, Element> : row_gradient<false, Element>;
+    write(row(n), grad(n), m.vocabulary, m.targets[n], inverse_temperature, statistics, grad_logprob, grad_entropy);
+    stream_end();
+  }
   void zero_gradient(int64_t n) const {
     if (m.grad_logits) std::memset((void*)grad(n), 0, m.vocabulary * sizeof(Element));
   }
@@ -95,8 +107,7 @@ int64_t gradient(const PsMatrix& m, const PsStatistics& from, const void* grad_l
     const double inverse_temperature = matrix.inverse_temperature(n);
     RowStatistics row = {get<Real>(from.row_max, n), 0, get<Real>(from.entropy, n), 0, get<Real>(from.log_sum, n)};
     row.logprob = (load_one(matrix.row(n) + m.targets[n]) - row.max) * inverse_temperature - row.log_sum;
-    row_gradient(matrix.row(n), matrix.grad(n), m.vocabulary, m.targets[n], inverse_temperature, row,
-                 get<Real>(grad_logprobs, n), get<Real>(grad_entropy, n));
+    matrix.write_gradient(n, inverse_temperature, row, get<Real>(grad_logprobs, n), get<Real>(grad_entropy, n));
   });
   return -1;
 }
@@ -128,8 +139,7 @@ int64_t dual_mode_loss(const PsMatrix& m, const PsStatistics& out, const PsLoss&
       row = row_statistics(matrix.row(n), m.vocabulary, m.targets[n], inverse_temperature);
       result = token<Real>(loss, n, row);
       if (m.grad_logits)  // the row is still in this core's cache
-        row_gradient(matrix.row(n), matrix.grad(n), m.vocabulary, m.targets[n], inverse_temperature, row,
-                     result.grad_logprob, result.grad_entropy);
+        matrix.write_gradient(n, inverse_temperature, row, result.grad_logprob, result.grad_entropy);
     }
     put_statistics<Real>(out, n, row);
     put<Real>(loss.losses, n, result.loss);

@@ -8,8 +8,9 @@
 namespace policy_split {
 
 constexpr double log2_e = 1.442695040888963407360, ln_2 = 0.693147180559945309417;
-constexpr int64_t tile_elements = 2048;  // 8 KiB of float: stays in L1 between a tile's maximum and its sums
-constexpr int chains = 4;                // independent accumulators, to cover the latency of the additions
+constexpr int64_t tile_elements = 2048;    // 8 KiB of float: stays in L1 between a tile's maximum and its sums
+constexpr int64_t prefetch_bytes = 32768;  // this far ahead logits are called into L2; a row rarely comes from nearer
+constexpr int chains = 4;                  // independent accumulators, to cover the latency of the additions
 
 struct RowStatistics {
   double max;      // of the logits as they were given
@@ -54,7 +55,8 @@ void add_tile(const Element* z, int64_t count, double max, double scale, double&
   int64_t i = 0;
   for (; i + chains * width <= count; i += chains * width) {
     for (int k = 0; k < chains; ++k) {
-      __builtin_prefetch(z + i + k * width + tile_elements);  // the next tile comes in while this one computes
+      if (k * width * sizeof(Element) % 64 == 0)  // once a cache line
+        __builtin_prefetch((const char*)(z + i + k * width) + prefetch_bytes, 0, 2);
       add(k, load(z + i + k * width));
     }
   }
@@ -91,8 +93,8 @@ RowStatistics row_statistics(const Element* z, int64_t count, int64_t target, do
 }
 
 // grad_j = inverse_temperature * (grad_logprob * ([j = target] - p_j) - grad_entropy * p_j * (log p_j + entropy)),
-// as 2^d * (constant + slope * d), d = (z - max) * scale. `grad` may be `z`.
-template <typename Element>
+// as 2^d * (constant + slope * d), d = (z - max) * scale. `grad` may be `z`. `streamed`: past the caches.
+template <bool streamed, typename Element>
 void row_gradient(const Element* z, Element* grad, int64_t count, int64_t target, double inverse_temperature,
                   const RowStatistics& row, double grad_logprob, double grad_entropy) {
   using Real = Compute<Element>;
@@ -110,7 +112,10 @@ void row_gradient(const Element* z, Element* grad, int64_t count, int64_t target
   };
   int64_t i = 0;
   for (; i + chains * width <= count; i += chains * width)
-    for (int k = 0; k < chains; ++k) store(grad + i + k * width, gradient(load(z + i + k * width)));
+    for (int k = 0; k < chains; ++k) {
+      const Vector<Real> g = gradient(load(z + i + k * width));
+      streamed ? stream(grad + i + k * width, g) : store(grad + i + k * width, g);
+    }
   for (; i + width <= count; i += width) store(grad + i, gradient(load(z + i)));
   if (i < count) store_part(grad + i, count - i, gradient(load_part(z + i, count - i, Real(0))));
   store_one(grad + target, at_target);

@@ -1,0 +1,71 @@
+"""Peak memory of the loss, and the block that is kept from one large gradient to the next."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from policy_split_kernels import memory
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def large():
+    memory.free_memory()
+    yield torch.empty(memory.SMALLEST // 4)
+    memory.free_memory()
+
+
+def test_a_freed_gradient_serves_the_next(large):
+    first = memory.empty_like_dense(large)
+    slot = first.data_ptr()
+    view = first[5:]
+    del first
+    assert memory.kept_bytes() == 0  # a view of it is still in use
+    other = memory.empty_like_dense(large)
+    assert other.data_ptr() != slot
+    del view
+    assert memory.kept_bytes() == large.nbytes
+    assert memory.empty_like_dense(large).data_ptr() == slot
+
+
+def test_a_block_that_does_not_fit_is_let_go(large):
+    del large
+    for size in (4, 1):  # four times too large for the second, then too small for the third
+        block = memory.empty_like_dense(torch.empty(size * memory.SMALLEST // 4))
+        assert memory.kept_bytes() == 0
+        del block
+    assert memory.kept_bytes() == memory.SMALLEST
+    memory.free_memory()
+    assert memory.kept_bytes() == 0
+
+
+def test_small_gradients_are_left_to_torch():
+    memory.free_memory()
+    memory.empty_like_dense(torch.empty(1000))
+    assert memory.kept_bytes() == 0
+
+
+def test_a_kept_gradient_is_an_ordinary_tensor(large, tmp_path):
+    x = memory.empty_like_dense(large.view(-1, 64)).fill_(2.0)
+    assert x.shape == (large.numel() // 64, 64)
+    assert x.is_contiguous()
+    torch.save(x, tmp_path / "x.pt")
+    assert torch.equal(torch.load(tmp_path / "x.pt"), x)
+    leaf = torch.zeros_like(x).requires_grad_()
+    leaf.backward(x)
+    assert torch.equal(leaf.grad, x)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("name", "at_most"), [("policy_split", 1.03), ("inplace", 0.03), ("eager", 6.0)])
+def test_peak_above_the_logits_in_units_of_them(name, at_most):
+    child = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory", name], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    peak = json.loads(child.stdout)
+    assert peak <= at_most
+    assert name != "eager" or peak > 3  # the measurement sees what eager torch stores
