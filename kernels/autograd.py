@@ -41,7 +41,7 @@ ops.logprobs_entropy.register_autograd(_statistics_backward, setup_context=_save
 
 
 class _Loss(torch.autograd.Function):
-    """Not a formula of the op: the op would have to give the gradient away as an output, which backward then changes."""
+    """Not a formula of the op, which would have to give away as an output what backward then changes."""
 
     @staticmethod
     def forward(ctx, logits, inplace, *arguments):

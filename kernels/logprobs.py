@@ -20,7 +20,7 @@ def logprobs_and_entropy(
     temperature: float | Tensor = 1.0,
     mask: Tensor | None = None,  # (...)
 ) -> LogprobsAndEntropy:
-    """Log-probability of each target and entropy of each distribution, in nats, differentiable, without N x V probabilities.
+    """Log-probability of each target and entropy of each distribution, in nats, differentiable; N x V is read once.
 
     The same as::
 

@@ -58,7 +58,7 @@ def library() -> ctypes.CDLL | None:
 
 def why_missing() -> str:
     return (
-        f"the native library is not in {_FOLDERS[0]} (it is built at installation and needs a C++ compiler with OpenMP: "
+        f"the native library is not in {_FOLDERS[0]} (it is built at installation by a C++ compiler with OpenMP: "
         f"reinstall with pip install --verbose --force-reinstall --no-deps policy-split to see why the build failed)"
     )
 
