@@ -40,13 +40,18 @@ DEFAULTS: dict[str, Any] = {
 TRAIN_QUESTIONS, HELD_OUT_QUESTIONS, WARM_START_STEPS = 3000, 512, 1500
 
 
-def run_countdown(config: PolicySplitConfig, *, warm_start_steps: int = WARM_START_STEPS) -> dict[str, Any]:
+def run_countdown(
+    config: PolicySplitConfig,
+    *,
+    warm_start_steps: int = WARM_START_STEPS,
+    held_out_questions: int = HELD_OUT_QUESTIONS,
+) -> dict[str, Any]:
     """Warm start, evaluate, train, evaluate again: writes results.json and table.md in config.output_dir."""
     started = time.perf_counter()
     task, tokenizer = Countdown(), countdown_tokenizer()
     model = countdown_model(tokenizer, seed=config.seed)
     train = task.dataset(TRAIN_QUESTIONS, seed=config.seed)
-    held_out = task.dataset(HELD_OUT_QUESTIONS, seed=config.seed, held_out=True)
+    held_out = task.dataset(held_out_questions, seed=config.seed, held_out=True)
     trainer = PolicySplitTrainer(model, tokenizer, countdown_reward, train, config)
 
     examples = warm_start_examples(task, seed=config.seed)
@@ -83,7 +88,8 @@ def report(results: dict[str, Any]) -> str:
     """The table of both modes before and after, and whether the run shows what the method promises."""
     before, after = results["before"], results["after"]
     normal, high = after["normal"], after["high_entropy"]
-    kl = [(name, before[name], after[name]) for name in ("kl_high_normal", "kl_normal_high")]
+    names = {"kl_high_normal": "KL(high-entropy || normal)", "kl_normal_high": "KL(normal || high-entropy)"}
+    kl = [(title, before[name], after[name]) for name, title in names.items()]
     shown = [
         ("normal-mode accuracy went up", normal["accuracy"] > before["normal"]["accuracy"]),
         *((f"{name} grew {b:.4f} -> {a:.3f}, {a / b:.0f} times (at least 10)", a >= 10 * b) for name, b, a in kl),

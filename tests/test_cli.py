@@ -1,0 +1,129 @@
+"""The commands as a user gives them: real runs, small, and what is said when an argument is wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+from transformers import AutoModelForCausalLM
+
+from policy_split import cli, countdown_job
+from policy_split.config import PolicySplitConfig
+
+QUICK = ["--use_cpu", "true", "--disable_tqdm", "true", "--max_steps", "2", "--save_steps", "0"]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model, a dataset and a reward as files: what `--model NAME --dataset DATA --reward FILE` takes."""
+    tiny.model().save_pretrained(tmp_path / "model")
+    tiny.tokenizer(chat=True).save_pretrained(tmp_path / "model")
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in tiny.QUESTIONS))
+    (tmp_path / "rewards.py").write_text(
+        "def reward(prompts, completions, **columns):\n    return [1.0] * len(prompts)\n"
+    )
+    return {
+        "--model": str(tmp_path / "model"),
+        "--dataset": str(tmp_path / "questions.jsonl"),
+        "--reward": f"{tmp_path / 'rewards.py'}:reward",
+        "--output_dir": str(tmp_path / "run"),
+    }
+
+
+def arguments(options):
+    return ["train", *(part for option in options.items() for part in option), *QUICK, "--max_completion_length", "4"]
+
+
+def test_train_a_model_by_name(saved, tmp_path, capsys):
+    assert cli.main(arguments(saved)) == 0
+    assert f"results: {tmp_path / 'run'}" in capsys.readouterr().out
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == [1, 2]
+    assert all(0 <= step[f"{mode}/entropy"] < 10 for step in steps for mode in ("normal", "high_entropy"))
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+
+
+def test_evaluation_data_are_used(saved, tmp_path):
+    options = {**saved, "--eval_dataset": saved["--dataset"], "--eval_steps": "2", "--eval_num_samples": "2"}
+    assert cli.main(arguments(options)) == 0
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["eval/normal/accuracy"] == 1.0
+
+
+def test_the_main_job_writes_what_it_measured(tmp_path):
+    settings = {**countdown_job.DEFAULTS, "max_steps": 1, "prompts_per_step": 8, "num_generations": 2}
+    config = PolicySplitConfig(**settings, output_dir=str(tmp_path / "run"), use_cpu=True, disable_tqdm=True)
+    results = countdown_job.run_countdown(config, warm_start_steps=3, held_out_questions=8)
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+    table = (tmp_path / "run" / "table.md").read_text()
+    assert table.strip() == countdown_job.report(results)
+    for words in (
+        "accuracy",
+        "best of 8",
+        "different correct of 8",
+        "entropy (nats/token)",
+        "KL(high-entropy || normal)",
+    ):
+        assert words in table
+    again = PolicySplitConfig(**settings, output_dir=str(tmp_path / "again"), use_cpu=True, disable_tqdm=True)
+    repeated = countdown_job.run_countdown(again, warm_start_steps=3, held_out_questions=8)
+    assert (repeated["before"], repeated["after"]) == (results["before"], results["after"])
+
+
+def test_the_report_says_what_did_not_hold():
+    mode = {"accuracy": 0.5, "best_of_n": 0.8, "distinct_correct": 2.0, "entropy": 0.5, "mean_length": 6.0}
+    result = {"normal": mode, "high_entropy": mode, "num_samples": 8, "num_prompts": 512}
+    result |= {"kl_high_normal": 0.01, "kl_normal_high": 0.01}
+    better = {**result, "normal": {**mode, "accuracy": 0.6}, "kl_high_normal": 0.2}
+    better["high_entropy"] = {**mode, "entropy": 0.7}
+    report = countdown_job.report({"before": result, "after": better, "seconds": {"training": 1.0}})
+    assert "- yes: normal-mode accuracy went up" in report
+    assert "- yes: KL(high-entropy || normal) grew 0.0100 -> 0.200, 20 times (at least 10)" in report
+    assert "- NO: KL(normal || high-entropy) grew 0.0100 -> 0.010, 1 times (at least 10)" in report
+    assert "- yes: the high-entropy mode has the higher entropy" in report
+    assert "- NO: the high-entropy mode gives more different correct answers" in report
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--dataset": None}, "--model needs --dataset as well"),
+        ({"--reward": None}, "--model needs --reward as well"),
+        ({"--model": None}, "--dataset needs --model"),
+        ({"--dataset": "/no/such/file.jsonl"}, "/no/such/file.jsonl: there is no such file"),
+        ({"--model": "/no/such/model"}, "/no/such/model"),
+        ({"--reward": "no_such_module:reward"}, "no_such_module"),
+        ({"--kappa": "-1"}, "kappa=-1.0 must be above 0"),
+        ({"--epsilon": "-0.1"}, "epsilon=-0.1 must be between 0 and 1"),
+        ({"--max_prompt_length": "1"}, "max_prompt_length=1"),
+    ],
+)
+def test_wrong_arguments_are_said_in_one_line(saved, tmp_path, capsys, change, words):
+    options = {name: value for name, value in {**saved, **change}.items() if value is not None}
+    assert cli.main(arguments(options)) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("policy-split train: error: ")
+    assert words in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_usage(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "policy-split train" in capsys.readouterr().out
+    assert cli.main([]) == 2
+    assert cli.main(["fly"]) == 2
+
+
+def test_installed_command_explains_its_settings():
+    command = [sys.executable, "-m", "policy_split.cli", "train", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for setting in ("--model", "--dataset", "--reward", "--eta", "--share_correction", "--num_generations"):
+        assert setting in said
+
+
+def test_an_earlier_run_is_not_written_over(tmp_path):
+    assert cli.free_folder(str(tmp_path / "run")) == str(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run-2").mkdir()
+    assert cli.free_folder(str(tmp_path / "run")) == str(tmp_path / "run-3")
