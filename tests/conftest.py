@@ -8,6 +8,8 @@ if not torch.cuda.is_available():
 
 from policy_split_kernels import backends
 
+torch.set_num_threads(1)  # small tensors; and threads that wait for each other are slow on a machine that is shared
+
 
 @pytest.fixture(params=["torch", "native", "triton"])
 def backend(request):
