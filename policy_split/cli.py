@@ -1,4 +1,9 @@
-"""The command line: `policy-split train` (Countdown from scratch), `policy-split train --model NAME --dataset DATA`."""
+"""The command line.
+
+policy-split train                              Countdown with a small model from scratch, on the CPU
+policy-split train --model NAME --dataset DATA --reward FILE.py:FUNCTION
+policy-split plot RUN                           a run's curves as a picture
+"""
 
 import argparse
 import sys
@@ -9,6 +14,7 @@ from transformers import HfArgumentParser
 from . import countdown_job
 from .config import PolicySplitConfig
 from .data import load_prompts
+from .plot import plot_run
 from .trainer import PolicySplitTrainer
 
 TRAIN_HELP = """Train both modes of a model.
@@ -21,10 +27,10 @@ With --model, --dataset and --reward: any causal language model of transformers,
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 for arguments or data that are wrong, said in one line."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"train": train}
+    commands = {"train": train, "plot": plot}
     if not arguments or arguments[0] not in commands:
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(f"{__doc__}\n\nusage: policy-split train [--help]", file=sys.stdout if asked else sys.stderr)
+        print(__doc__.strip(), file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     try:
         return commands[arguments[0]](arguments[1:])
@@ -74,6 +80,13 @@ def train_model(config: PolicySplitConfig, chosen: argparse.Namespace) -> int:
     )
     trainer.train(resume_from_checkpoint=chosen.resume)
     print(f"results: {Path(config.output_dir).absolute()}")
+    return 0
+
+
+def plot(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="policy-split plot", description="Draw a run's curves into curves.png.")
+    parser.add_argument("run", help="Folder of the run: the output_dir of its training.")
+    print(f"curves: {plot_run(parser.parse_args(arguments).run).absolute()}")
     return 0
 
 

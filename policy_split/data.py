@@ -9,20 +9,25 @@ import torch
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from .config import PolicySplitConfig
+from .extras import import_extra
 from .modes import MODE_NAMES, MODES, check_prompt, encode_prompt
 
 RESERVED_COLUMNS = ("completions", "completion_ids")
+REASONING_GYM = "reasoning-gym:"
 FILE_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 def load_prompts(name_or_path: str | Path, *, split: str = "train") -> Dataset:
-    """Questions from JSON lines (.jsonl, .json), parquet, a folder of `save_to_disk`, or the Hugging Face hub.
+    """Questions from JSON lines (.jsonl, .json), parquet, a folder of `save_to_disk`, or the Hugging Face hub;
+    "reasoning-gym:NAME" makes 2,000 of that task (extra `reasoning-gym`), with the columns `prompt` and `answer`.
 
     Raises FileNotFoundError for a path that is not there, ValueError for another kind of file, for data that cannot be
     read, for no rows, and for no column `prompt` (it names those that are there).
     """
     path, where = Path(name_or_path), str(name_or_path)
-    if path.is_dir():
+    if where.startswith(REASONING_GYM):
+        dataset = _from_reasoning_gym(where)
+    elif path.is_dir():
         dataset = _from_folder(path)
     elif path.suffix in FILE_READERS:
         if not path.is_file():
@@ -126,6 +131,15 @@ def _from_file(path: Path) -> Dataset:
         return Dataset.from_list(rows)
     except (OSError, ValueError, TypeError, AttributeError) as error:  # json, arrow and unicode errors are ValueErrors
         raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _from_reasoning_gym(where: str) -> Dataset:
+    gym = import_extra("reasoning_gym", f"the dataset {where!r}")
+    try:
+        made = gym.create_dataset(where.removeprefix(REASONING_GYM), size=2000, seed=0)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return Dataset.from_list([{"prompt": row["question"], "answer": row["answer"]} for row in made])
 
 
 def _from_folder(path: Path) -> Dataset | DatasetDict:

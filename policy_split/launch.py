@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from .config import PolicySplitConfig
+from .extras import check_extra
 
 # tracker -> packages of which one must be there
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
@@ -22,10 +23,7 @@ def make_accelerator(config: PolicySplitConfig) -> Accelerator:
                 f"report_to={config.report_to!r}: unknown tracker {name!r}; expected {', '.join(TRACKERS)}"
             )
         if not any(importlib.util.find_spec(package) for package in TRACKERS[name]):
-            raise ImportError(
-                f"report_to={config.report_to!r} needs the package {TRACKERS[name][0]}: "
-                "pip install policy-split[trackers]"
-            )
+            check_extra(name, f"report_to={config.report_to!r}")
     return Accelerator(
         cpu=config.use_cpu,
         mixed_precision="bf16" if config.bf16 else "fp16" if config.fp16 else "no",

@@ -1,6 +1,5 @@
 """Models as the trainer needs them: loaded with clear errors, no dropout, logits of the completion alone."""
 
-import importlib.util
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .config import PolicySplitConfig
+from .extras import check_extra
 
 
 def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTrainedModel:
@@ -18,11 +18,9 @@ def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTr
         return model
     if not isinstance(model, str):
         raise TypeError(f"model must be a PreTrainedModel or a name or path, got {type(model).__name__}")
-    if config.attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        raise ImportError(
-            "attn_implementation='flash_attention_2' needs the package flash-attn: "
-            "pip install policy-split[flash-attn], or choose attn_implementation='sdpa'"
-        )
+    if config.attn_implementation == "flash_attention_2":
+        instead = ", or choose attn_implementation='sdpa'"
+        check_extra("flash_attn", "attn_implementation='flash_attention_2'", instead)
     return AutoModelForCausalLM.from_pretrained(
         model, dtype=config.model_dtype, attn_implementation=config.attn_implementation
     )

@@ -16,8 +16,8 @@ KERNELS = [
     {"logprobs"},
 ]
 PACKAGE = [
-    {"modes", "expressions", "loss", "loss_weights", "advantages", "rewards", "checkpoints", "warm_start"},
-    {"config", "countdown"},
+    {"extras", "modes", "expressions", "loss", "loss_weights", "advantages", "rewards", "checkpoints", "warm_start"},
+    {"config", "countdown", "plot", "math_reward"},
     {"data", "models", "launch"},
     {"sampling"},
     {"rollout"},

@@ -12,7 +12,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from policy_split import launch, models
+from policy_split import extras, models
 from policy_split.loss_weights import token_weights
 from policy_split.sampling import seed_of
 from policy_split.trainer import PolicySplitTrainer
@@ -362,7 +362,7 @@ def test_bad_input_leaves_nothing_behind(tmp_path, options, error, expected):
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs the package wandb: pip install policy-split\[trackers\]"):
         trainer(tmp_path, report_to="wandb")
     with pytest.raises(ImportError, match=r"pip install policy-split\[flash-attn\]"):
