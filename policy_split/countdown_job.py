@@ -24,7 +24,7 @@ from .warm_start import warm_start
 # larger eta, and the share correction, without which the modes drift apart and the normal mode loses accuracy.
 DEFAULTS: dict[str, Any] = {
     "seed": 1,
-    "max_steps": 250,
+    "max_steps": 400,
     "prompts_per_step": 64,
     "num_generations": 8,
     "per_device_train_batch_size": 2048,
