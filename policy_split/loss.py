@@ -115,9 +115,21 @@ class DualModeLoss(nn.Module):
             "inplace_gradient": inplace_gradient,
         }
 
-    def forward(self, logits: Tensor, targets: Tensor, **tokens: Tensor | None) -> DualModeLossOutput:
-        """`tokens`: advantages, mode, old_logprobs, ref_logprobs, mask, weights as in `dual_mode_loss`."""
-        return dual_mode_loss(logits, targets, **tokens, **self.settings)
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        *,
+        advantages: Tensor,
+        mode: Tensor,
+        old_logprobs: Tensor | None = None,
+        ref_logprobs: Tensor | None = None,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> DualModeLossOutput:
+        """As `dual_mode_loss`, whose per-token arguments these are."""
+        tokens = {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "mask": mask, "weights": weights}
+        return dual_mode_loss(logits, targets, advantages=advantages, mode=mode, **tokens, **self.settings)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.settings.items())

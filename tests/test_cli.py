@@ -122,6 +122,11 @@ def test_installed_command_explains_its_settings():
         assert setting in said
 
 
+def test_the_loss_is_imported_without_the_trainers_libraries():
+    code = "import policy_split, sys; sys.exit('transformers' in sys.modules or 'datasets' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_an_earlier_run_is_not_written_over(tmp_path):
     assert cli.free_folder(str(tmp_path / "run")) == str(tmp_path / "run")
     (tmp_path / "run").mkdir()
