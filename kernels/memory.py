@@ -4,7 +4,6 @@ The C library gives a freed block of this size back to the operating system, and
 than computing the gradient in it. One block, the last that was freed, waits for the next gradient.
 """
 
-import math
 import mmap
 import threading
 import weakref
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 SMALLEST = 32 << 20  # bytes; below it the C library keeps memory itself
-HUGE_PAGE = 2 << 20
 _lock = threading.RLock()  # a collection inside the lock may free a gradient
 _kept: mmap.mmap | None = None
 
@@ -49,11 +47,12 @@ def _take(nbytes: int) -> mmap.mmap:
     with _lock:
         block, _kept = _kept, None
     # A block much too large is let go: memory in use stays what the gradient needs.
-    if block is not None and nbytes <= len(block) <= 1.25 * nbytes + HUGE_PAGE:
+    if block is not None and nbytes <= len(block) <= 1.25 * nbytes:
         return block
-    block = mmap.mmap(-1, math.ceil(nbytes / HUGE_PAGE) * HUGE_PAGE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        block.madvise(mmap.MADV_HUGEPAGE)
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return mmap.mmap(-1, nbytes)
+    block = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has no huge pages
+    block.madvise(mmap.MADV_HUGEPAGE)
     return block
 
 
