@@ -27,7 +27,7 @@ NAMES = [
     "copy", "forward-policy_split", "forward-compile", "forward-eager",
     "loss-policy_split", "loss-policy_split-inplace", "loss-policy_split-new_pages", "loss-compile", "loss-eager",
 ]  # fmt: skip
-RESULTS = Path(__file__).parent / "results" / "cpu.json"
+RESULTS = Path(__file__).parent / "results" / f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}.json"
 
 
 @pytest.fixture(scope="module")
