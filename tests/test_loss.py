@@ -78,6 +78,14 @@ def test_literal_entropy_and_kl_of_the_mode(device):
     assert gradient == pytest.approx(expected)
 
 
+def test_a_coefficient_of_zero_takes_an_infinite_term_away(device):
+    """A reference policy that never draws the token: its KL is infinite, and with kl_coef 0 nobody minds."""
+    out, gradient = literal(device, ref_logprobs=-math.inf, kl_coef=(1.0, 0.0))
+    assert out.kl.item() == math.inf
+    assert out.loss.item() == pytest.approx(-1.0)
+    assert gradient == pytest.approx([0.25, -0.25])
+
+
 def test_default_weights_are_the_mean_over_valid_tokens(device):
     logits = torch.zeros(2, 3, 4, device=device)
     targets = torch.zeros(2, 3, dtype=torch.long, device=device)

@@ -66,7 +66,7 @@ def test_every_number_of_a_short_type_is_read_and_rounded_as_in_torch(monkeypatc
     opened = native.load_library(instruction_set)
     monkeypatch.setattr(native, "library", lambda: opened)
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, 16, -1)
-    for factor in (0.999, -3.14159, 1e-3):
+    for factor in (0.999, -3.14159, 1e-3, 1.5):  # 1.5: half of the odd numbers end in a tie
         scaled = every.clone()
         native.scale_rows_(scaled, torch.full((16,), factor))
         expected = (every.float() * torch.tensor(factor)).to(dtype)
@@ -75,6 +75,29 @@ def test_every_number_of_a_short_type_is_read_and_rounded_as_in_torch(monkeypatc
         tiny = torch.finfo(torch.float32).tiny  # what lies below, before or after, is flushed: in bfloat16 alone
         flushed = (scaled == 0) & ((every.abs() < tiny) | (expected.abs() <= tiny))
         assert ((scaled == expected) | flushed)[number].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_a_nan_that_rounding_would_carry_over_is_stored_as_nan(dtype):
+    payload = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    x = torch.ones(1, 1, 40, dtype=dtype)
+    native.scale_rows_(x, payload)
+    assert x.isnan().all()
+
+
+def test_gradients_below_the_smallest_normal_number_are_zero():
+    """Each would cost a hundred cycles; and none of them could move a weight."""
+    logits = torch.linspace(0, -100, 2000).view(1, 1, 2000)
+    gradient = torch.empty_like(logits)
+    ones = torch.ones(1)
+    targets = torch.zeros(1, dtype=torch.long)
+    native.dual_mode_loss(
+        logits, targets, ones, None, ones, None, None, ones * 1e-3, ones, ones, 0.2, 0.2, None, gradient
+    )
+    size = gradient.abs()
+    assert not ((size > 0) & (size < torch.finfo(torch.float32).tiny)).any()
+    assert size[0, 0, 1500] > 0
+    assert size[0, 0, -1] == 0
 
 
 def test_the_gradient_leaves_its_neighbours_alone():

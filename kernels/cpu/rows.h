@@ -86,8 +86,7 @@ RowStatistics row_statistics(const Element* z, int64_t count, int64_t target, do
     // A leading tile that is all -inf has no maximum yet: 0 keeps -inf - max from being NaN, and a real NaN is seen.
     add_tile(z + start, size, max == -infinity ? 0.0 : max, scale, sum, weighted);
   }
-  const double nothing = max == -infinity ? std::numeric_limits<double>::quiet_NaN() : 0.0;
-  const double log_sum = std::log(sum) + nothing;
+  const double log_sum = std::log(sum);  // a row that is all -inf becomes NaN through -inf - -inf below
   const double logprob = (load_one(z + target) - max) * inverse_temperature - log_sum;
   return {max, sum, log_sum - ln_2 * weighted / sum, logprob, log_sum};
 }
