@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from policy_split_kernels import autograd
-from policy_split_kernels.reference import valid_rows
+from policy_split_kernels.reference import statistics_dtype, valid_rows
 from policy_split_kernels.rows import (
     as_rows,
     float_vector,
@@ -104,7 +104,7 @@ class DualModeLoss(nn.Module):
     ):
         super().__init__()
         _check_clip(clip_low, clip_high, clip_delta)
-        _check_coefficients(entropy_coef=entropy_coef, kl_coef=kl_coef)
+        _number_of_modes(entropy_coef=entropy_coef, kl_coef=kl_coef)
         self.settings = {
             "entropy_coef": tuple(entropy_coef),
             "kl_coef": tuple(kl_coef),
@@ -155,19 +155,20 @@ def _check_inplace(logits: Tensor, rows: Tensor) -> None:
         )
 
 
-def _check_coefficients(**named: Sequence[float]) -> None:
-    sizes = {name: len(values) for name, values in named.items()}
-    if len(set(sizes.values())) != 1 or 0 in sizes.values():
-        raise ValueError(f"one coefficient per mode is needed in each of them, got {named}")
+def _number_of_modes(**named: Sequence[float]) -> int:
+    """How many modes the coefficients are for: zeros alone fit any number, others must agree."""
     for name, values in named.items():
-        if not all(math.isfinite(value) for value in values):
-            raise ValueError(f"{name} must be finite, got {tuple(values)}")
+        if len(values) == 0 or not all(math.isfinite(value) for value in values):
+            raise ValueError(f"{name} must be finite, one number per mode, got {tuple(values)}")
+    sizes = {len(values) for values in named.values() if any(values)} or {max(map(len, named.values()))}
+    if len(sizes) > 1:
+        raise ValueError(f"one coefficient per mode is needed in each of them, got {named}")
+    return sizes.pop()
 
 
 def _coefficients(mode: Tensor, logits: Tensor, **named: Sequence[float]) -> list[Tensor]:
     """The coefficient of each row's mode (N,): no copy from the host, NaN for an unknown mode."""
-    _check_coefficients(**named)
-    modes = len(next(iter(named.values())))
+    modes = _number_of_modes(**named)
     if isinstance(mode, Tensor) and mode.dtype.is_floating_point:
         raise TypeError(f"mode must be integers, got {mode.dtype}")
     row_mode = token_vector("mode", mode, logits)
@@ -175,17 +176,15 @@ def _coefficients(mode: Tensor, logits: Tensor, **named: Sequence[float]) -> lis
         low, high = int(row_mode.min()), int(row_mode.max())
         if low < 0 or high >= modes:
             raise ValueError(f"mode holds {low if low < 0 else high}; {modes} coefficients allow 0 to {modes - 1}")
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     rows = []
     for values in named.values():
-        coef = torch.full(row_mode.shape, torch.nan, dtype=dtype, device=row_mode.device)
-        for k, value in enumerate(values):
+        coef = torch.full(row_mode.shape, torch.nan, dtype=statistics_dtype(logits.dtype), device=row_mode.device)
+        for k, value in enumerate(values if any(values) else (0.0,) * modes):
             coef = torch.where(row_mode == k, float(value), coef)
         rows.append(coef)
     return rows
 
 
 def _mean_weights(target: Tensor, valid: Tensor | None, logits: Tensor) -> Tensor:
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     count = valid_rows(target, valid).sum().clamp(min=1)
-    return count.to(dtype).reciprocal().expand(target.shape).contiguous()
+    return count.to(statistics_dtype(logits.dtype)).reciprocal().expand(target.shape).contiguous()

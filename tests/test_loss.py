@@ -96,6 +96,15 @@ def test_default_weights_are_the_mean_over_valid_tokens(device):
     assert out.loss.item() == pytest.approx(-(1 + 2 + 3 + 4) / 4)
 
 
+def test_three_modes_with_one_coefficient_given(device):
+    """kl_coef stays at its zeros, which fit any number of modes."""
+    logits = torch.zeros(3, 4, device=device)
+    mode = torch.tensor([0, 1, 2], device=device)
+    zeros = torch.zeros(3, device=device)
+    out = dual_mode_loss(logits, mode, advantages=zeros, mode=mode, weights=zeros + 1, entropy_coef=(1.0, 10.0, 100.0))
+    assert out.loss.item() == pytest.approx(-111 * math.log(4))
+
+
 def random_case(seed, shape, vocabulary, dtype, device, *, old, ref, scale=3.0):
     generator = torch.Generator().manual_seed(seed)
 
@@ -293,7 +302,9 @@ BAD = [
     ({"temperature": 0.0}, ValueError, "temperature must be finite and > 0, got 0.0"),
     ({"temperature": torch.tensor([1.0, -1.0])}, ValueError, "temperature must be > 0 in every row"),
     ({"temperature": torch.ones(3)}, ValueError, r"temperature has shape \(3,\)"),
-    ({"entropy_coef": (0.1,)}, ValueError, "one coefficient per mode"),
+    ({"entropy_coef": (0.1,)}, ValueError, "mode holds 1; 1 coefficients allow 0 to 0"),
+    ({"entropy_coef": (0.1, 0.2, 0.3), "kl_coef": (0.1, 0.2)}, ValueError, "one coefficient per mode"),
+    ({"entropy_coef": ()}, ValueError, "entropy_coef must be finite, one number per mode"),
     ({"entropy_coef": (0.1, float("inf"))}, ValueError, "entropy_coef must be finite"),
 ]
 

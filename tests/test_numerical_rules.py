@@ -128,6 +128,8 @@ def test_nan_and_inf_are_not_hidden(device, dtype, position, value):
     out, gradient = loss_and_gradient(logits, targets)
     assert out.loss.isnan()
     assert gradient[1].isnan().all()
+    out, _ = loss_and_gradient(logits, targets, entropy_coef=(0.0, 0.0))  # the log-prob alone carries it
+    assert out.loss.isnan()
 
 
 def test_a_nan_with_a_payload_stays_nan(device):
