@@ -1,5 +1,5 @@
 # make train   the main job, from a fresh clone to a trained model
-# make test    the tests; make lint; make bench-cpu (ratios against eager torch and torch.compile)
+# make test    the tests; make lint; make bench-cpu, make bench-gpu (against eager torch and torch.compile)
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpu/*)
 LINTED_CPP := $(wildcard kernels/cpu/*)
 
-.PHONY: train test lint format bench-cpu install clean
+.PHONY: train test lint format bench-cpu bench-gpu install clean
 .DELETE_ON_ERROR:
 
 train: install
@@ -30,6 +30,9 @@ format: $(VENV)/.lint
 
 bench-cpu: install $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/test_cpu.py -s -q --benchmark-columns=min,median,max,rounds --benchmark-sort=name $(ARGS)
+
+bench-gpu: install
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 install: $(VENV)/.package
 
