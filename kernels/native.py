@@ -15,7 +15,7 @@ from .reference import IGNORE_INDEX, LossRows, RowStatistics, statistics_dtype, 
 
 INTERFACE_VERSION = 1
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-_FOLDERS = (Path(__file__).parent,)
+_FOLDER = Path(__file__).parent
 
 
 class _Matrix(ctypes.Structure):
@@ -58,17 +58,15 @@ def library() -> ctypes.CDLL | None:
 
 def why_missing() -> str:
     return (
-        f"the native library is not in {_FOLDERS[0]} (it is built at installation by a C++ compiler with OpenMP: "
+        f"the native library is not in {_FOLDER} (it is built at installation by a C++ compiler with OpenMP: "
         f"reinstall with pip install --verbose --force-reinstall --no-deps policy-split to see why the build failed)"
     )
 
 
 def load_library(instruction_set: str) -> ctypes.CDLL | None:
     """Open one of "default", "avx2", "avx512"; None where it was not built. The CPU must have the instructions."""
-    for path in (folder / f"libpolicy_split_kernels_{instruction_set}.so" for folder in _FOLDERS):
-        if path.exists():
-            return _typed(ctypes.CDLL(str(path)), path)
-    return None
+    path = _FOLDER / f"libpolicy_split_kernels_{instruction_set}.so"
+    return _typed(ctypes.CDLL(str(path)), path) if path.exists() else None
 
 
 def _typed(opened: ctypes.CDLL, path: Path) -> ctypes.CDLL | None:

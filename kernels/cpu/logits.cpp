@@ -105,8 +105,8 @@ int64_t gradient(const PsMatrix& m, const PsStatistics& from, const void* grad_l
   matrix.for_each_row([&](int64_t n) {
     if (matrix.ignored(n)) return matrix.zero_gradient(n);
     const double inverse_temperature = matrix.inverse_temperature(n);
-    RowStatistics row = {get<Real>(from.row_max, n), 0, get<Real>(from.entropy, n), 0, get<Real>(from.log_sum, n)};
-    row.logprob = (load_one(matrix.row(n) + m.targets[n]) - row.max) * inverse_temperature - row.log_sum;
+    RowStatistics row = {get<Real>(from.row_max, n), get<Real>(from.entropy, n), 0, get<Real>(from.log_sum, n)};
+    row.logprob = target_logprob(matrix.row(n), m.targets[n], inverse_temperature, row.max, row.log_sum);
     matrix.write_gradient(n, inverse_temperature, row, get<Real>(grad_logprobs, n), get<Real>(grad_entropy, n));
   });
   return -1;

@@ -14,11 +14,15 @@ constexpr int chains = 4;                  // independent accumulators, to cover
 
 struct RowStatistics {
   double max;      // of the logits as they were given
-  double sum;      // sum of exp((z - max) / temperature)
   double entropy;  // nats
   double logprob;  // nats, of the target
-  double log_sum;  // log(sum)
+  double log_sum;  // log of the sum of exp((z - max) / temperature)
 };
+
+template <typename Element>
+double target_logprob(const Element* z, int64_t target, double inverse_temperature, double max, double log_sum) {
+  return (load_one(z + target) - max) * inverse_temperature - log_sum;
+}
 
 template <typename Element>
 Compute<Element> tile_max(const Element* z, int64_t count) {
@@ -87,8 +91,8 @@ RowStatistics row_statistics(const Element* z, int64_t count, int64_t target, do
     add_tile(z + start, size, max == -infinity ? 0.0 : max, scale, sum, weighted);
   }
   const double log_sum = std::log(sum);  // a row that is all -inf becomes NaN through -inf - -inf below
-  const double logprob = (load_one(z + target) - max) * inverse_temperature - log_sum;
-  return {max, sum, log_sum - ln_2 * weighted / sum, logprob, log_sum};
+  const double logprob = target_logprob(z, target, inverse_temperature, max, log_sum);
+  return {max, log_sum - ln_2 * weighted / sum, logprob, log_sum};
 }
 
 // grad_j = inverse_temperature * (grad_logprob * ([j = target] - p_j) - grad_entropy * p_j * (log p_j + entropy)),
