@@ -22,22 +22,42 @@ def loss_rows(logits: Tensor, *arguments, inplace_gradient: bool = False) -> tup
 
 
 def _save_statistics(ctx, inputs, output):
-    logits, targets, inverse_temperature, mask = inputs
+    logits, targets, inverse_temperature, mask, ctx.softcap, keep_mask = inputs
     _, entropy, row_max, log_sum = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(row_max, log_sum)
-    ctx.save_for_backward(logits, targets, inverse_temperature, mask, row_max, log_sum, entropy)
+    ctx.save_for_backward(logits, targets, inverse_temperature, mask, keep_mask, row_max, log_sum, entropy)
 
 
 def _statistics_backward(ctx, grad_logprobs, grad_entropy, *_):
+    nothing = (None,) * 5
     if grad_logprobs is None and grad_entropy is None:
-        return None, None, None, None
-    entropy = ctx.saved_tensors[-1]
+        return None, *nothing
+    *tokens, keep_mask, row_max, log_sum, entropy = ctx.saved_tensors
     grads = (torch.zeros_like(entropy) if g is None else g.contiguous() for g in (grad_logprobs, grad_entropy))
-    return ops.logprobs_entropy_gradient(*ctx.saved_tensors, *grads), None, None, None
+    return ops.logprobs_entropy_gradient(*tokens, ctx.softcap, keep_mask, row_max, log_sum, entropy, *grads), *nothing
 
 
 ops.logprobs_entropy.register_autograd(_statistics_backward, setup_context=_save_statistics)
+
+
+def _save_divergence(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[4:])
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _divergence_backward(ctx, *upstream):
+    wants = ctx.needs_input_grad[:2]
+    if all(g is None for g in upstream[:4]):
+        return None, None, None, None
+    saved = ctx.saved_tensors
+    upstream = (torch.zeros_like(saved[4]) if g is None else g.contiguous() for g in upstream[:4])
+    grads = ops.divergence_gradient(*saved, *upstream, *wants)
+    return *(grad if wanted else None for grad, wanted in zip(grads, wants, strict=True)), None, None
+
+
+ops.divergence.register_autograd(_divergence_backward, setup_context=_save_divergence)
 
 
 class _Loss(torch.autograd.Function):
@@ -57,12 +77,13 @@ class _Loss(torch.autograd.Function):
         _, _, entropy, _, _, row_max, log_sum, grad_logprobs, grad_entropy = rows
         ctx.mark_non_differentiable(*rows[1:])
         kept = None if inplace and ctx.formed is not None else logits
-        ctx.save_for_backward(kept, *arguments[:3], row_max, log_sum, entropy, grad_logprobs, grad_entropy)
+        *tokens, ctx.softcap, keep_mask = arguments[:5]
+        ctx.save_for_backward(kept, *tokens, keep_mask, row_max, log_sum, entropy, grad_logprobs, grad_entropy)
         return tuple(rows)
 
     @staticmethod
     def backward(ctx, grad_losses, *_):
-        nothing = (None,) * 13
+        nothing = (None,) * (len(ctx.needs_input_grad) - 1)
         if grad_losses is None:
             return None, *nothing
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -76,8 +97,9 @@ class _Loss(torch.autograd.Function):
         if formed is not None:
             ops.scale_rows_(formed, grad_losses.contiguous())
             return formed, *nothing
-        logits, *statistics, grad_logprobs, grad_entropy = ctx.saved_tensors
-        arguments = (*statistics, grad_logprobs * grad_losses, grad_entropy * grad_losses)
+        logits, *tokens, keep_mask, row_max, log_sum, entropy, grad_logprobs, grad_entropy = ctx.saved_tensors
+        upstream = (grad_logprobs * grad_losses, grad_entropy * grad_losses)
+        arguments = (*tokens, ctx.softcap, keep_mask, row_max, log_sum, entropy, *upstream)
         if not ctx.inplace:
             return ops.logprobs_entropy_gradient(logits.detach(), *arguments), *nothing
         data = logits.detach()

@@ -14,6 +14,11 @@ BACKENDS = {
     "native": "C++, CPU tensors",
     "triton": "Triton, CUDA and ROCm tensors",
 }
+# Of each backend, the module of each family of operations: the same functions in every column.
+MODULES = {
+    "logits": {"torch": "reference", "native": "native", "triton": "triton_logits"},
+    "divergence": {"torch": "reference_divergence", "native": "native_divergence", "triton": "triton_divergence"},
+}
 _chosen: str | None = None
 
 
@@ -30,16 +35,16 @@ def get_backend() -> str:
     return _checked(os.environ.get("POLICY_SPLIT_BACKEND", "auto"), "POLICY_SPLIT_BACKEND")
 
 
-def cells(device: torch.device) -> ModuleType:
+def cells(device: torch.device, family: str = "logits") -> ModuleType:
     """The module whose functions compute on tensors of this device."""
     name = get_backend()
     if name == "auto":
         name = _fastest(device)
     if name == "native":
-        return _native(device)
+        _check_native(device)
     if name == "triton":
-        return _triton(device)
-    return importlib.import_module(".reference", __package__)
+        _check_triton(device)
+    return importlib.import_module(f".{MODULES[family][name]}", __package__)
 
 
 def _checked(name: str, where: str) -> str:
@@ -59,19 +64,17 @@ def _fastest(device: torch.device) -> str:
     return "torch"
 
 
-def _native(device: torch.device) -> ModuleType:
+def _check_native(device: torch.device) -> None:
     if device.type != "cpu":
         raise ValueError(f"backend 'native' computes on CPU tensors, these are on {device}; use 'triton' or 'auto'")
     native = importlib.import_module(".native", __package__)
     if native.library() is None:
         raise RuntimeError(f"backend 'native': {native.why_missing()}")
-    return native
 
 
-def _triton(device: torch.device) -> ModuleType:
+def _check_triton(device: torch.device) -> None:
     if importlib.util.find_spec("triton") is None:
         raise RuntimeError("backend 'triton': the package triton is not installed; pip install triton")
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if device.type != "cuda" and not interpreted:
         raise ValueError(f"backend 'triton' computes on CUDA and ROCm tensors, these are on {device}; use 'auto'")
-    return importlib.import_module(".triton_logits", __package__)

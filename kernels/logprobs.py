@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from . import autograd, ops  # noqa: F401  (autograd registers the formulas)
-from .rows import as_rows, inverse_temperature_vector, mask_vector, target_vector
+from .rows import as_rows, inverse_temperature_vector, keep_rows, mask_vector, softcap_value, target_vector
 
 
 class LogprobsAndEntropy(NamedTuple):
@@ -19,19 +19,26 @@ def logprobs_and_entropy(
     *,
     temperature: float | Tensor = 1.0,
     mask: Tensor | None = None,  # (...)
+    softcap: float | None = None,
+    keep_mask: Tensor | None = None,  # (..., V) bool
 ) -> LogprobsAndEntropy:
     """Log-probability of each target and entropy of each distribution, in nats, differentiable; N x V is read once.
 
     The same as::
 
-        log_p = torch.log_softmax(logits.float() / temperature, -1)
+        x = logits.float() if softcap is None else softcap * torch.tanh(logits.float() / softcap)
+        x = x if keep_mask is None else x.masked_fill(~keep_mask, -torch.inf)
+        log_p = torch.log_softmax(x / temperature, -1)
         logprobs = log_p.gather(-1, targets[..., None])[..., 0]
         entropy = -(log_p.exp() * log_p).sum(-1)
 
     Shapes: logits `(..., V)` in float32, bfloat16, float16 or float64; targets and mask `(...)`; temperature a number
-    or `(...)`. Returns float32 (float64 for float64 logits) of shape `(...)`.
+    or `(...)`; keep_mask bool, `(..., V)` or what expands to it. Returns float32 (float64 for float64 logits) of shape
+    `(...)`.
     Rows whose mask is 0 or whose target is -100 are not read: both outputs and the gradient are 0 there.
-    A logit of -inf is a token that cannot be drawn: it adds nothing to the entropy or to any gradient.
+    A logit of -inf is a token that cannot be drawn: it adds nothing to the entropy or to any gradient. So is one whose
+    keep_mask is False: `policy_split.sampling_mask` gives that of top-k, top-p and min-p sampling. `softcap` is Gemma's
+    final_logit_softcapping; it comes before the temperature and leaves infinite logits infinite.
     Raises TypeError or ValueError for wrong dtypes, shapes or devices, IndexError for a target outside the vocabulary
     (on a GPU, where that would cost a synchronisation, the row becomes NaN).
     """
@@ -41,5 +48,7 @@ def logprobs_and_entropy(
         target_vector(targets, logits),
         inverse_temperature_vector(temperature, logits),
         mask_vector(mask, logits),
+        softcap_value(softcap),
+        keep_rows(keep_mask, logits),
     )
     return LogprobsAndEntropy(logprobs.view(targets.shape), entropy.view(targets.shape))

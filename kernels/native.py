@@ -5,15 +5,17 @@ ctypes releases the interpreter's lock during a call; the number of threads is t
 
 import ctypes
 import functools
+import math
 import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .reference import IGNORE_INDEX, LossRows, RowStatistics, statistics_dtype, target_out_of_range
+from .reference import IGNORE_INDEX, statistics_dtype, target_out_of_range
+from .reference_loss import SURROGATES, LossRows, RowStatistics
 
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _FOLDER = Path(__file__).parent
 
@@ -27,6 +29,9 @@ class _Matrix(ctypes.Structure):
         ("ignore_index", ctypes.c_int64),
         ("inverse_temperature", ctypes.c_void_p),
         ("inverse_temperature_stride", ctypes.c_int64),
+        ("softcap", ctypes.c_double),
+        ("keep", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("keep_stride_b", "keep_stride_t")),
         ("dtype", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
@@ -38,9 +43,10 @@ class _Statistics(ctypes.Structure):
 
 class _Loss(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("advantages", "old_logprobs", "ref_logprobs")),
+        *((name, ctypes.c_void_p) for name in ("advantages", "old_logprobs", "ref_logprobs", "sampler_logprobs")),
         *((name, ctypes.c_void_p) for name in ("weights", "entropy_coef", "kl_coef")),
-        *((name, ctypes.c_double) for name in ("clip_low", "clip_high", "clip_delta")),
+        ("surrogate", ctypes.c_int64),
+        *((name, ctypes.c_double) for name in ("clip_low", "clip_high", "clip_delta", "sampler_cap")),
         *((name, ctypes.c_void_p) for name in ("losses", "kl", "clipped", "grad_logprobs", "grad_entropy")),
     )
 
@@ -90,10 +96,15 @@ def _typed(opened: ctypes.CDLL, path: Path) -> ctypes.CDLL | None:
 
 
 def logprobs_entropy(
-    logits: Tensor, targets: Tensor, inverse_temperature: Tensor, mask: Tensor | None
+    logits: Tensor,
+    targets: Tensor,
+    inverse_temperature: Tensor,
+    mask: Tensor | None,
+    softcap: float | None,
+    keep_mask: Tensor | None,
 ) -> RowStatistics:
     out = RowStatistics(*_vectors(logits, 4))
-    matrix = _matrix(logits, None, targets, inverse_temperature, mask)
+    matrix = _matrix(logits, None, targets, inverse_temperature, mask, softcap, keep_mask)
     _check(library().ps_logprobs_entropy(matrix, _statistics(out)), targets, logits)
     return out
 
@@ -103,6 +114,8 @@ def logprobs_entropy_gradient(
     targets: Tensor,
     inverse_temperature: Tensor,
     mask: Tensor | None,
+    softcap: float | None,
+    keep_mask: Tensor | None,
     row_max: Tensor,
     log_sum: Tensor,
     entropy: Tensor,
@@ -110,7 +123,7 @@ def logprobs_entropy_gradient(
     grad_entropy: Tensor,
     grad_logits: Tensor,
 ) -> None:
-    matrix = _matrix(logits, grad_logits, targets, inverse_temperature, mask)
+    matrix = _matrix(logits, grad_logits, targets, inverse_temperature, mask, softcap, keep_mask)
     statistics = _Statistics(None, _pointer(entropy), _pointer(row_max), _pointer(log_sum))
     row = library().ps_logprobs_entropy_gradient(matrix, statistics, _pointer(grad_logprobs), _pointer(grad_entropy))
     _check(row, targets, logits)
@@ -121,34 +134,39 @@ def dual_mode_loss(
     targets: Tensor,
     inverse_temperature: Tensor,
     mask: Tensor | None,
+    softcap: float | None,
+    keep_mask: Tensor | None,
     advantages: Tensor,
     old_logprobs: Tensor | None,
     ref_logprobs: Tensor | None,
+    sampler_logprobs: Tensor | None,
     weights: Tensor,
     entropy_coef: Tensor,
     kl_coef: Tensor,
+    surrogate: str,
     clip_low: float,
     clip_high: float,
     clip_delta: float | None,
+    sampler_cap: float,
     grad_logits: Tensor | None,
 ) -> LossRows:
     clipped = torch.empty(targets.shape, dtype=torch.bool)
     losses, logprobs, entropy, kl, *rest = _vectors(logits, 8)
     out = LossRows(losses, logprobs, entropy, kl, clipped, *rest)
     loss = _Loss(
-        _pointer(advantages), _pointer(old_logprobs), _pointer(ref_logprobs),
-        _pointer(weights), _pointer(entropy_coef), _pointer(kl_coef),
-        clip_low, clip_high, float("nan") if clip_delta is None else clip_delta,
+        _pointer(advantages), _pointer(old_logprobs), _pointer(ref_logprobs), _pointer(sampler_logprobs),
+        _pointer(weights), _pointer(entropy_coef), _pointer(kl_coef), SURROGATES.index(surrogate),
+        clip_low, clip_high, _or_nan(clip_delta), sampler_cap,
         _pointer(out.losses), _pointer(kl), _pointer(clipped),
         _pointer(out.grad_logprobs), _pointer(out.grad_entropy),
     )  # fmt: skip
-    matrix = _matrix(logits, grad_logits, targets, inverse_temperature, mask)
+    matrix = _matrix(logits, grad_logits, targets, inverse_temperature, mask, softcap, keep_mask)
     _check(library().ps_dual_mode_loss(matrix, _statistics(out), loss), targets, logits)
     return out
 
 
 def scale_rows_(x: Tensor, scale: Tensor) -> None:
-    matrix = _matrix(x, x, None, None, None)
+    matrix = _matrix(x, x, None, None, None, None, None)
     library().ps_scale_rows(matrix, _pointer(scale))
 
 
@@ -161,6 +179,10 @@ def _pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
+def _or_nan(x: float | None) -> float:
+    return math.nan if x is None else x
+
+
 def _statistics(out: RowStatistics | LossRows) -> _Statistics:
     return _Statistics(*map(_pointer, (out.logprobs, out.entropy, out.row_max, out.log_sum)))
 
@@ -171,6 +193,8 @@ def _matrix(
     targets: Tensor | None,
     inverse_temperature: Tensor | None,
     mask: Tensor | None,
+    softcap: float | None,
+    keep_mask: Tensor | None,
 ) -> _Matrix:
     batches, rows_per_batch, vocabulary = logits.shape
     return _Matrix(
@@ -178,6 +202,7 @@ def _matrix(
         logits.stride(0), logits.stride(1), *((0, 0) if grad_logits is None else grad_logits.stride()[:2]),
         _pointer(targets), _pointer(mask), IGNORE_INDEX, _pointer(inverse_temperature),
         0 if inverse_temperature is None or inverse_temperature.numel() == 1 else 1,
+        _or_nan(softcap), _pointer(keep_mask), *((0, 0) if keep_mask is None else keep_mask.stride()[:2]),
         _DTYPES[logits.dtype], torch.get_num_threads(),
     )  # fmt: skip
 

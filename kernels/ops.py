@@ -12,11 +12,18 @@ from .backends import cells
 from .memory import empty_like_dense
 from .reference import statistics_dtype
 
-_STATISTICS = "Tensor targets, Tensor inverse_temperature, Tensor? mask"
+_STATISTICS = "Tensor targets, Tensor inverse_temperature, Tensor? mask, float? softcap, Tensor? keep_mask"
 _GRADIENT = "Tensor row_max, Tensor log_sum, Tensor entropy, Tensor grad_logprobs, Tensor grad_entropy"
 _LOSS = (
-    "Tensor advantages, Tensor? old_logprobs, Tensor? ref_logprobs, Tensor weights, Tensor entropy_coef, "
-    "Tensor kl_coef, float clip_low, float clip_high, float? clip_delta"
+    "Tensor advantages, Tensor? old_logprobs, Tensor? ref_logprobs, Tensor? sampler_logprobs, Tensor weights, "
+    "Tensor entropy_coef, Tensor kl_coef, str surrogate, float clip_low, float clip_high, float? clip_delta, "
+    "float sampler_cap"
+)
+_PAIR = "Tensor logits_b, Tensor inverse_temperature, Tensor? mask"
+_PAIR_GRADIENT = (
+    "Tensor kl_ab, Tensor kl_ba, Tensor entropy_a, Tensor entropy_b, Tensor max_a, Tensor log_sum_a, Tensor max_b, "
+    "Tensor log_sum_b, Tensor grad_kl_ab, Tensor grad_kl_ba, Tensor grad_entropy_a, Tensor grad_entropy_b, "
+    "bool wants_a, bool wants_b"
 )
 _LOGITS, _LOGITS_WRITTEN = "Tensor logits", "Tensor(a!) logits"
 
@@ -69,6 +76,20 @@ def dual_mode_loss_with_gradient_(logits, *arguments):
     return tuple(cells(logits.device).dual_mode_loss(logits, *arguments, logits))
 
 
+@_op("divergence", "Tensor logits_a", _PAIR, returns=8)
+def divergence(logits_a, *arguments):
+    return tuple(cells(logits_a.device, "divergence").divergence(logits_a, *arguments))
+
+
+@_op("divergence_gradient", "Tensor logits_a", _PAIR, _PAIR_GRADIENT, returns=2)
+def divergence_gradient(logits_a, logits_b, *arguments):
+    """Of what is not wanted, an empty tensor."""
+    *arguments, wants_a, wants_b = arguments
+    wanted = [empty_like_dense(x) if wants else None for x, wants in ((logits_a, wants_a), (logits_b, wants_b))]
+    cells(logits_a.device, "divergence").divergence_gradient(logits_a, logits_b, *arguments, *wanted)
+    return tuple(logits_a.new_empty((0,)) if x is None else x for x in wanted)
+
+
 @_op("scale_rows_", "Tensor(a!) x", "Tensor scale", returns=0)
 def scale_rows_(x, scale):
     cells(x.device).scale_rows_(x, scale)
@@ -90,4 +111,11 @@ logprobs_entropy_gradient_.register_fake(lambda *_: None)
 dual_mode_loss.register_fake(_loss_rows)
 dual_mode_loss_with_gradient.register_fake(lambda logits, *_: (*_loss_rows(logits), _dense_like(logits)))
 dual_mode_loss_with_gradient_.register_fake(_loss_rows)
+divergence.register_fake(lambda logits_a, *_: _row_vectors(logits_a, 8))
+divergence_gradient.register_fake(
+    lambda logits_a, logits_b, *arguments: tuple(
+        _dense_like(x) if wants else x.new_empty((0,))
+        for x, wants in zip((logits_a, logits_b), arguments[-2:], strict=True)
+    )
+)
 scale_rows_.register_fake(lambda *_: None)

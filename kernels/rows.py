@@ -18,11 +18,15 @@ def as_rows(logits: Tensor) -> Tensor:
         raise TypeError(f"logits must be one of {', '.join(map(str, DTYPES))}, got {logits.dtype}")
     if logits.dim() < 1 or logits.shape[-1] == 0:
         raise ValueError(f"logits must be (..., V) with V >= 1, got shape {tuple(logits.shape)}")
-    if logits.stride(-1) != 1:
-        logits = logits.contiguous()
-    if logits.dim() < 3:
-        return logits.reshape(1, -1, logits.shape[-1])
-    return logits if logits.dim() == 3 else logits.flatten(0, -3)
+    return _as_three(logits)
+
+
+def _as_three(x: Tensor) -> Tensor:
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    if x.dim() < 3:
+        return x.reshape(1, -1, x.shape[-1])
+    return x if x.dim() == 3 else x.flatten(0, -3)
 
 
 def token_vector(name: str, x: Tensor, logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -71,6 +75,30 @@ def inverse_temperature_vector(temperature: float | Tensor, logits: Tensor) -> T
     if temperature.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((temperature > 0).all()):
         raise ValueError(f"temperature must be > 0 in every row, got {float(temperature.min())}")
     return temperature.to(dtype).reciprocal()
+
+
+def softcap_value(softcap: float | None) -> float | None:
+    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+        raise ValueError(f"softcap must be finite and > 0, or None, got {softcap}")
+    return None if softcap is None else float(softcap)
+
+
+def keep_rows(keep_mask: Tensor | None, logits: Tensor) -> Tensor | None:
+    """View keep_mask (..., V) as the rows of logits (..., V): (B, T, V) bool, the vocabulary contiguous."""
+    if keep_mask is None:
+        return None
+    if not isinstance(keep_mask, Tensor) or keep_mask.dtype != torch.bool:
+        raise TypeError(f"keep_mask must be a bool tensor, got {getattr(keep_mask, 'dtype', type(keep_mask).__name__)}")
+    if keep_mask.device != logits.device:
+        raise ValueError(f"keep_mask is on {keep_mask.device}, logits are on {logits.device}; expected the same device")
+    try:
+        keep_mask = keep_mask.expand(logits.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"keep_mask has shape {tuple(keep_mask.shape)}; expected {tuple(logits.shape)}, that of logits, "
+            f"or one that expands to it"
+        ) from None
+    return _as_three(keep_mask)
 
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

@@ -1,4 +1,4 @@
-"""GPU: how rows are laid over threads and programs.
+"""GPU: how rows are laid over threads and programs, and what a kernel may be compiled for.
 
 No autotuner: the tables below are all there is, and tests compile them.
 """
@@ -8,6 +8,7 @@ import functools
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,8 @@ RESIDENT_SHARE = 0.6
 # half of it empty. It reads a limit as leave to use it up, so only the loss kernel has one (AMD has no such option).
 RESIDENT_THREADS = 512
 RESIDENT_REGISTERS = 128
+# Only the alignment of the matrices is compiled for: neither the batch nor a slice of a vector may recompile a kernel.
+MATRICES = {"logits_ptr", "grad_ptr", "keep_ptr", "logits_a_ptr", "logits_b_ptr", "grad_a_ptr", "grad_b_ptr"}
 
 
 class Tiling(NamedTuple):
@@ -45,6 +48,12 @@ class Tiling(NamedTuple):
     def options(self) -> dict[str, int | bool]:
         """The kernels' constexprs and Triton's options; without the fusion of a * b + c a pass costs a fifth more."""
         return {**self._asdict(), "enable_fp_fusion": True}
+
+
+def jit(function):
+    """triton.jit of a kernel; its constants are the arguments in capitals."""
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    return triton.jit(function, do_not_specialize=[name for name in names if name.islower() and name not in MATRICES])
 
 
 class Machine(NamedTuple):
@@ -65,12 +74,35 @@ def tiling(vocabulary: int, itemsize: int, vector: int, threads_of: dict, warp_s
 
 
 def row_vector(*matrices: Tensor) -> int:
-    """Elements that one load may take: the largest power of two that divides start and end of every row."""
-    itemsize = matrices[0].element_size()
-    in_bytes = math.gcd(VECTOR_BYTES, matrices[0].shape[-1] * itemsize)
+    """Elements that one load may take: the largest power of two that divides start and end of every row of each."""
+    vector = VECTOR_BYTES // matrices[0].element_size()
     for x in matrices:
-        in_bytes = math.gcd(in_bytes, x.data_ptr(), x.stride(0) * itemsize, x.stride(1) * itemsize)
-    return in_bytes // itemsize
+        itemsize = x.element_size()
+        steps = (x.shape[-1] * itemsize, x.stride(0) * itemsize, x.stride(1) * itemsize)
+        vector = math.gcd(vector * itemsize, x.data_ptr(), *steps) // itemsize
+    return vector
+
+
+def tiling_of(matrices: Sequence[Tensor | None], threads_of: dict) -> Tiling:
+    """Of rows that are walked through together; the first matrix holds logits."""
+    logits = matrices[0]
+    vector = row_vector(*(x for x in matrices if x is not None))
+    return tiling(logits.shape[-1], logits.element_size(), vector, threads_of, machine_of(logits.device).warp_size)
+
+
+def strides(x: Tensor | None, vector: int) -> tuple[int, int]:
+    """Over B and T of (B, T, V), in vectors; of a matrix that is not there, anything."""
+    return (0, 0) if x is None else (x.stride(0) // vector, x.stride(1) // vector)
+
+
+def temperature_stride(inverse_temperature: Tensor) -> int:
+    return int(inverse_temperature.shape[0] > 1)
+
+
+def row_vectors(logits: Tensor, dtype: torch.dtype, count: int) -> list[Tensor]:
+    """Uninitialised (N,) for the results."""
+    rows = logits.shape[0] * logits.shape[1]
+    return [torch.empty(rows, dtype=dtype, device=logits.device) for _ in range(count)]
 
 
 def resident_programs(rows: int, logits: Tensor, tiles: Tiling) -> int:

@@ -14,30 +14,20 @@ from .reference import IGNORE_INDEX, LossRows, RowStatistics, statistics_dtype
 from .triton_launch import (
     STATISTICS_THREADS,
     STREAMING_THREADS,
-    Tiling,
-    machine_of,
+    jit,
     on_device,
     resident_options,
     resident_programs,
-    row_vector,
-    tiling,
+    row_vectors,
+    strides,
+    temperature_stride,
+    tiling_of,
 )
 from .triton_loss import loss_of_statistics
-from .triton_rows import fill_row, row_offset, row_statistics, scale_row, write_row_gradient
+from .triton_rows import row_statistics, write_row_gradient
+from .triton_tiles import fill_row, row_offset, scale_row
 
-# Neither the batch nor a slice's alignment may recompile a kernel; only the matrices' pointers are specialised.
-_LENGTHS = ["N", "T", "stride_logits_b", "stride_logits_t", "stride_grad_b", "stride_grad_t", "stride_temperature"]
-_ROW_VECTORS = [
-    "targets_ptr", "inverse_temperature_ptr", "mask_ptr", "row_max_ptr", "log_sum_ptr", "entropy_ptr", "logprobs_ptr",
-    "grad_logprobs_ptr", "grad_entropy_ptr", "advantages_ptr", "old_logprobs_ptr", "ref_logprobs_ptr", "weights_ptr",
-    "entropy_coef_ptr", "kl_coef_ptr", "losses_ptr", "kl_ptr", "clipped_ptr", "scale_ptr",
-]  # fmt: skip
 _IGNORED = tl.constexpr(IGNORE_INDEX)
-
-
-def _jit(function):
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return triton.jit(function, do_not_specialize=[name for name in names if name in _LENGTHS + _ROW_VECTORS])
 
 
 @triton.jit
@@ -50,11 +40,21 @@ def _row_target(n, targets_ptr, mask_ptr, V: tl.constexpr):
     return tl.where((target >= 0) & (target < V), target, -1).to(tl.int32), valid
 
 
-@_jit
+@triton.jit
+def _row_transform(n, T, softcap, CAPPED: tl.constexpr, keep_ptr, stride_b, stride_t, VEC: tl.constexpr):
+    """The row's own `transform`, as `triton_tiles` has it."""
+    return (
+        softcap if CAPPED else None,
+        None if keep_ptr is None else keep_ptr + row_offset(n, T, stride_b, stride_t, VEC),
+    )
+
+
+@jit
 def logprobs_entropy_kernel(
-    logits_ptr, targets_ptr, inverse_temperature_ptr, mask_ptr,
+    logits_ptr, targets_ptr, inverse_temperature_ptr, mask_ptr, softcap: tl.float64, keep_ptr,
     logprobs_ptr, entropy_ptr, row_max_ptr, log_sum_ptr,
-    T, stride_logits_b: tl.int64, stride_logits_t: tl.int64, stride_temperature,
+    T, stride_logits_b: tl.int64, stride_logits_t: tl.int64, stride_keep_b: tl.int64, stride_keep_t: tl.int64,
+    stride_temperature, CAPPED: tl.constexpr,
     V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0)
@@ -67,8 +67,9 @@ def logprobs_entropy_kernel(
     log_sum = value
     if valid & (target >= 0):
         row_ptr = logits_ptr + row_offset(n, T, stride_logits_b, stride_logits_t, VEC)
+        transform = _row_transform(n, T, softcap, CAPPED, keep_ptr, stride_keep_b, stride_keep_t, VEC)
         logprob, entropy, row_max, log_sum = row_statistics(
-            row_ptr, target, inverse_temperature, V, DEPTH, LANES, VEC
+            row_ptr, transform, target, inverse_temperature, V, DEPTH, LANES, VEC
         )  # fmt: skip
     tl.store(logprobs_ptr + n, logprob)
     tl.store(entropy_ptr + n, entropy)
@@ -76,12 +77,12 @@ def logprobs_entropy_kernel(
     tl.store(log_sum_ptr + n, log_sum)
 
 
-@_jit
+@jit
 def logprobs_entropy_gradient_kernel(
-    logits_ptr, targets_ptr, inverse_temperature_ptr, mask_ptr,
+    logits_ptr, targets_ptr, inverse_temperature_ptr, mask_ptr, softcap: tl.float64, keep_ptr,
     row_max_ptr, log_sum_ptr, entropy_ptr, grad_logprobs_ptr, grad_entropy_ptr, grad_ptr,
-    T, stride_logits_b: tl.int64, stride_logits_t: tl.int64, stride_grad_b: tl.int64, stride_grad_t: tl.int64,
-    stride_temperature,
+    T, stride_logits_b: tl.int64, stride_logits_t: tl.int64, stride_keep_b: tl.int64, stride_keep_t: tl.int64,
+    stride_grad_b: tl.int64, stride_grad_t: tl.int64, stride_temperature, CAPPED: tl.constexpr,
     V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0)
@@ -89,7 +90,8 @@ def logprobs_entropy_gradient_kernel(
     grad_row_ptr = grad_ptr + row_offset(n, T, stride_grad_b, stride_grad_t, VEC)
     if valid & (target >= 0):
         write_row_gradient(
-            logits_ptr + row_offset(n, T, stride_logits_b, stride_logits_t, VEC), grad_row_ptr, target,
+            logits_ptr + row_offset(n, T, stride_logits_b, stride_logits_t, VEC), grad_row_ptr,
+            _row_transform(n, T, softcap, CAPPED, keep_ptr, stride_keep_b, stride_keep_t, VEC), target,
             tl.load(inverse_temperature_ptr + n * stride_temperature),
             tl.load(row_max_ptr + n), tl.load(log_sum_ptr + n), tl.load(entropy_ptr + n),
             tl.load(grad_logprobs_ptr + n), tl.load(grad_entropy_ptr + n),
@@ -99,15 +101,15 @@ def logprobs_entropy_gradient_kernel(
         fill_row(grad_row_ptr, tl.where(valid, float("nan"), 0.0), V, DEPTH, LANES, VEC)
 
 
-@_jit
+@jit
 def dual_mode_loss_kernel(
-    logits_ptr, targets_ptr, inverse_temperature_ptr, mask_ptr,
-    advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, weights_ptr, entropy_coef_ptr, kl_coef_ptr,
-    clip_low: tl.float64, clip_high: tl.float64, clip_delta: tl.float64, grad_ptr,
+    logits_ptr, targets_ptr, inverse_temperature_ptr, mask_ptr, softcap: tl.float64, keep_ptr,
+    advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, sampler_logprobs_ptr, weights_ptr, entropy_coef_ptr, kl_coef_ptr,
+    clip_low: tl.float64, clip_high: tl.float64, clip_delta: tl.float64, sampler_cap: tl.float64, grad_ptr,
     losses_ptr, logprobs_ptr, entropy_ptr, kl_ptr, clipped_ptr, row_max_ptr, log_sum_ptr,
     grad_logprobs_ptr, grad_entropy_ptr,
-    N, T, stride_logits_b: tl.int64, stride_logits_t: tl.int64, stride_grad_b: tl.int64, stride_grad_t: tl.int64,
-    stride_temperature,
+    N, T, stride_logits_b: tl.int64, stride_logits_t: tl.int64, stride_keep_b: tl.int64, stride_keep_t: tl.int64,
+    stride_grad_b: tl.int64, stride_grad_t: tl.int64, stride_temperature, CAPPED: tl.constexpr, CISPO: tl.constexpr,
     V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     for n in range(tl.program_id(0), N, tl.num_programs(0)):
@@ -125,13 +127,14 @@ def dual_mode_loss_kernel(
         grad_entropy = value
         readable = valid & (target >= 0)
         row_ptr = logits_ptr + row_offset(n, T, stride_logits_b, stride_logits_t, VEC)
+        transform = _row_transform(n, T, softcap, CAPPED, keep_ptr, stride_keep_b, stride_keep_t, VEC)
         if readable:
             logprob, entropy, row_max, log_sum = row_statistics(
-                row_ptr, target, inverse_temperature, V, DEPTH, LANES, VEC
+                row_ptr, transform, target, inverse_temperature, V, DEPTH, LANES, VEC
             )  # fmt: skip
             loss, kl, clipped, grad_logprob, grad_entropy = loss_of_statistics(
-                n, logprob, entropy, advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, weights_ptr,
-                entropy_coef_ptr, kl_coef_ptr, clip_low, clip_high, clip_delta,
+                n, logprob, entropy, advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, sampler_logprobs_ptr, weights_ptr,
+                entropy_coef_ptr, kl_coef_ptr, clip_low, clip_high, clip_delta, sampler_cap, CISPO,
             )  # fmt: skip
         tl.store(losses_ptr + n, loss)
         tl.store(logprobs_ptr + n, logprob)
@@ -146,14 +149,14 @@ def dual_mode_loss_kernel(
             grad_row_ptr = grad_ptr + row_offset(n, T, stride_grad_b, stride_grad_t, VEC)
             if readable:
                 write_row_gradient(
-                    row_ptr, grad_row_ptr, target, inverse_temperature, row_max, log_sum, entropy,
+                    row_ptr, grad_row_ptr, transform, target, inverse_temperature, row_max, log_sum, entropy,
                     grad_logprob, grad_entropy, V, DEPTH, LANES, VEC,
                 )  # fmt: skip
             else:
                 fill_row(grad_row_ptr, value, V, DEPTH, LANES, VEC)
 
 
-@_jit
+@jit
 def scale_rows_kernel(
     logits_ptr, scale_ptr, T, stride_logits_b: tl.int64, stride_logits_t: tl.int64,
     V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
@@ -164,38 +167,29 @@ def scale_rows_kernel(
         scale_row(logits_ptr + row_offset(n, T, stride_logits_b, stride_logits_t, VEC), scale, V, DEPTH, LANES, VEC)
 
 
-def _tiling(matrices: tuple[Tensor, ...], threads_of: dict) -> Tiling:
-    x = matrices[0]
-    warp_size = machine_of(x.device).warp_size
-    return tiling(x.shape[-1], x.element_size(), row_vector(*matrices), threads_of, warp_size)
-
-
-def _strides(x: Tensor, vector: int) -> tuple[int, int]:
-    return x.stride(0) // vector, x.stride(1) // vector
-
-
-def _temperature_stride(inverse_temperature: Tensor) -> int:
-    return int(inverse_temperature.shape[0] > 1)
-
-
-def _row_vectors(logits: Tensor, count: int) -> list[Tensor]:
-    rows, dtype = logits.shape[0] * logits.shape[1], statistics_dtype(logits.dtype)
-    return [torch.empty(rows, dtype=dtype, device=logits.device) for _ in range(count)]
+def _bytes(keep_mask: Tensor | None) -> Tensor | None:
+    return None if keep_mask is None else keep_mask.view(torch.uint8)
 
 
 def logprobs_entropy(
-    logits: Tensor, targets: Tensor, inverse_temperature: Tensor, mask: Tensor | None
+    logits: Tensor,
+    targets: Tensor,
+    inverse_temperature: Tensor,
+    mask: Tensor | None,
+    softcap: float | None,
+    keep_mask: Tensor | None,
 ) -> RowStatistics:
     """One read of the logits."""
-    statistics = RowStatistics(*_row_vectors(logits, 4))
+    statistics = RowStatistics(*row_vectors(logits, statistics_dtype(logits.dtype), 4))
     rows = targets.shape[0]
     if rows > 0:
-        tiles = _tiling((logits,), STATISTICS_THREADS)
+        keep = _bytes(keep_mask)
+        tiles = tiling_of((logits, keep), STATISTICS_THREADS)
         with on_device(logits.device):
             logprobs_entropy_kernel[(rows,)](
-                logits, targets, inverse_temperature, mask, *statistics,
-                logits.shape[1], *_strides(logits, tiles.VEC), _temperature_stride(inverse_temperature),
-                **tiles.options(),
+                logits, targets, inverse_temperature, mask, softcap or 0.0, keep, *statistics,
+                logits.shape[1], *strides(logits, tiles.VEC), *strides(keep, tiles.VEC),
+                temperature_stride(inverse_temperature), softcap is not None, **tiles.options(),
             )  # fmt: skip
     return statistics
 
@@ -205,6 +199,8 @@ def logprobs_entropy_gradient(
     targets: Tensor,
     inverse_temperature: Tensor,
     mask: Tensor | None,
+    softcap: float | None,
+    keep_mask: Tensor | None,
     row_max: Tensor,
     log_sum: Tensor,
     entropy: Tensor,
@@ -216,13 +212,14 @@ def logprobs_entropy_gradient(
     rows = targets.shape[0]
     if rows == 0:
         return
-    tiles = _tiling((logits, grad_logits), STREAMING_THREADS)
+    keep = _bytes(keep_mask)
+    tiles = tiling_of((logits, grad_logits, keep), STREAMING_THREADS)
     with on_device(logits.device):
         logprobs_entropy_gradient_kernel[(rows,)](
-            logits, targets, inverse_temperature, mask,
+            logits, targets, inverse_temperature, mask, softcap or 0.0, keep,
             row_max, log_sum, entropy, grad_logprobs, grad_entropy, grad_logits,
-            logits.shape[1], *_strides(logits, tiles.VEC), *_strides(grad_logits, tiles.VEC),
-            _temperature_stride(inverse_temperature), **tiles.options(),
+            logits.shape[1], *strides(logits, tiles.VEC), *strides(keep, tiles.VEC), *strides(grad_logits, tiles.VEC),
+            temperature_stride(inverse_temperature), softcap is not None, **tiles.options(),
         )  # fmt: skip
 
 
@@ -231,34 +228,40 @@ def dual_mode_loss(
     targets: Tensor,
     inverse_temperature: Tensor,
     mask: Tensor | None,
+    softcap: float | None,
+    keep_mask: Tensor | None,
     advantages: Tensor,
     old_logprobs: Tensor | None,
     ref_logprobs: Tensor | None,
+    sampler_logprobs: Tensor | None,
     weights: Tensor,
     entropy_coef: Tensor,
     kl_coef: Tensor,
+    surrogate: str,
     clip_low: float,
     clip_high: float,
     clip_delta: float | None,
+    sampler_cap: float,
     grad_logits: Tensor | None,
 ) -> LossRows:
     """One read from memory, one from the cache, one write; without `grad_logits` one read."""
-    losses, logprobs, entropy, kl, row_max, log_sum, grad_logprobs, grad_entropy = _row_vectors(logits, 8)
+    losses, *others = row_vectors(logits, statistics_dtype(logits.dtype), 8)
     clipped = torch.empty_like(losses, dtype=torch.bool)
-    result = LossRows(losses, logprobs, entropy, kl, clipped, row_max, log_sum, grad_logprobs, grad_entropy)
+    result = LossRows(losses, *others[:3], clipped, *others[3:])
     rows = targets.shape[0]
     if rows == 0:
         return result
-    matrices = (logits,) if grad_logits is None else (logits, grad_logits)
-    tiles = _tiling(matrices, STATISTICS_THREADS)
+    keep = _bytes(keep_mask)
+    tiles = tiling_of((logits, grad_logits, keep), STATISTICS_THREADS)
     programs = rows if grad_logits is None else resident_programs(rows, logits, tiles)
     with on_device(logits.device):
         dual_mode_loss_kernel[(programs,)](
-            logits, targets, inverse_temperature, mask,
-            advantages, old_logprobs, ref_logprobs, weights, entropy_coef, kl_coef,
-            clip_low, clip_high, math.inf if clip_delta is None else clip_delta, grad_logits,
-            *result, rows, logits.shape[1], *_strides(logits, tiles.VEC), *_strides(matrices[-1], tiles.VEC),
-            _temperature_stride(inverse_temperature), **tiles.options(), **resident_options(logits.device),
+            logits, targets, inverse_temperature, mask, softcap or 0.0, keep,
+            advantages, old_logprobs, ref_logprobs, sampler_logprobs, weights, entropy_coef, kl_coef,
+            clip_low, clip_high, math.inf if clip_delta is None else clip_delta, sampler_cap, grad_logits, *result,
+            rows, logits.shape[1], *strides(logits, tiles.VEC), *strides(keep, tiles.VEC),
+            *strides(grad_logits, tiles.VEC), temperature_stride(inverse_temperature),
+            softcap is not None, surrogate == "cispo", **tiles.options(), **resident_options(logits.device),
         )  # fmt: skip
     return result
 
@@ -266,8 +269,6 @@ def dual_mode_loss(
 def scale_rows_(x: Tensor, scale: Tensor) -> None:
     """One read and one write of the rows whose number is not 1; nothing of the others."""
     if scale.shape[0] > 0:
-        tiles = _tiling((x,), STREAMING_THREADS)
+        tiles = tiling_of((x,), STREAMING_THREADS)
         with on_device(x.device):
-            scale_rows_kernel[(scale.shape[0],)](
-                x, scale, x.shape[1], *_strides(x, tiles.VEC), **tiles.options()
-            )  # fmt: skip
+            scale_rows_kernel[(scale.shape[0],)](x, scale, x.shape[1], *strides(x, tiles.VEC), **tiles.options())

@@ -19,37 +19,52 @@ def k3(x):
 
 
 @triton.jit
+def _scaled(coef, x):
+    """coef * x, 0 where the coefficient is 0 even if x is infinite."""
+    return tl.where(coef == 0, 0.0, coef * x)
+
+
+@triton.jit
 def loss_of_statistics(
-    n, logprob, entropy, advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, weights_ptr, entropy_coef_ptr, kl_coef_ptr,
-    clip_low, clip_high, clip_delta,
+    n, logprob, entropy, advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, sampler_logprobs_ptr, weights_ptr,
+    entropy_coef_ptr, kl_coef_ptr, clip_low, clip_high, clip_delta, sampler_cap, CISPO: tl.constexpr,
 ):  # fmt: skip
-    """`reference.loss_of_statistics` of one row -> loss, kl, clipped, grad_logprob, grad_entropy."""
+    """`reference_loss.loss_of_statistics` of one row -> loss, kl, clipped, grad_logprob, grad_entropy."""
     advantage = tl.load(advantages_ptr + n)
     weight = tl.load(weights_ptr + n)
     entropy_coef = tl.load(entropy_coef_ptr + n)
     kl_coef = tl.load(kl_coef_ptr + n)
+    old = logprob
     ratio = tl.where(logprob != logprob, logprob, 1.0)
     if old_logprobs_ptr is not None:
-        ratio = tl.exp(logprob - tl.load(old_logprobs_ptr + n))
+        old = tl.load(old_logprobs_ptr + n)
+        ratio = tl.exp(logprob - old)
     # Bounds by comparison: maximum and minimum would drop a NaN.
+    if sampler_logprobs_ptr is not None:
+        correction = tl.exp(old - tl.load(sampler_logprobs_ptr + n))
+        cap = tl.full((), sampler_cap, ratio.dtype)
+        advantage *= tl.where(correction > cap, cap, correction)
     lower = tl.full((), 1.0 - clip_low, ratio.dtype)
     upper = tl.full((), 1.0 + clip_high, ratio.dtype)
-    ceiling = tl.full((), clip_delta, ratio.dtype)
-    bounded = tl.where((advantage < 0) & (ratio > ceiling), ceiling, ratio)
-    objective = bounded * advantage
     clip_ratio = tl.where(ratio < lower, lower, ratio)
-    clip_objective = tl.where(clip_ratio > upper, upper, clip_ratio) * advantage
-    surrogate = tl.where(clip_objective < objective, clip_objective, objective)
-    clipped = (clip_objective < objective) | (bounded < ratio)
+    clip_ratio = tl.where(clip_ratio > upper, upper, clip_ratio)
+    if CISPO:
+        grad_objective = clip_ratio * advantage
+        objective = _scaled(grad_objective, logprob)
+        clipped = (clip_ratio < ratio) | (clip_ratio > ratio)
+    else:
+        ceiling = tl.full((), clip_delta, ratio.dtype)
+        bounded = tl.where((advantage < 0) & (ratio > ceiling), ceiling, ratio)
+        objective = bounded * advantage
+        clip_objective = clip_ratio * advantage
+        clipped = (clip_objective < objective) | (bounded < ratio)
+        objective = tl.where(clip_objective < objective, clip_objective, objective)
+        grad_objective = tl.where(clipped, 0.0, ratio * advantage)
     kl = tl.full((), 0.0, ratio.dtype)
     grad_kl = kl
     if ref_logprobs_ptr is not None:
         kl, grown = k3(tl.load(ref_logprobs_ptr + n) - logprob)
         grad_kl = -grown
-    # A coefficient of 0 takes its term away even where the term is infinite.
-    bonus = tl.where(entropy_coef == 0, 0.0, entropy_coef * entropy)
-    penalty = tl.where(kl_coef == 0, 0.0, kl_coef * kl)
-    grad_penalty = tl.where(kl_coef == 0, 0.0, kl_coef * grad_kl)
-    loss = weight * (-surrogate - bonus + penalty)
-    grad_logprob = weight * (tl.where(clipped, 0.0, -advantage * ratio) + grad_penalty)
+    loss = weight * (-objective - _scaled(entropy_coef, entropy) + _scaled(kl_coef, kl))
+    grad_logprob = weight * (-grad_objective + _scaled(kl_coef, grad_kl))
     return loss, kl, clipped, grad_logprob, -weight * entropy_coef

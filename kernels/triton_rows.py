@@ -1,91 +1,71 @@
 """GPU: what one program does with one row of logits (device functions; the kernels are in `triton_logits`).
 
-A row is read in tiles of shape (DEPTH, LANES * VEC): a lane is a thread, and it holds DEPTH vectors of VEC neighbours,
-so that a load is VEC elements (16 bytes where the row allows it). Seen as (DEPTH, LANES, VEC), reductions over the
-first and the last axis stay inside the thread: each lane keeps its own maximum and sums, and they meet once, at the end
-of the row, so that the loop has no barrier. (Loads of three axes are laid out differently by Triton 3.6 and 3.9.)
+Each lane keeps its own maximum and sums, and they meet once, at the end of the row, so that the loop has no barrier.
 Exponents are in base 2: exp(x) = exp2(x * LOG2E), and exp2 is one instruction.
 """
 
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from .triton_tiles import LOG2E, load_target_x, load_x, softcap_slope, tile_pointers
+
 LN2 = tl.constexpr(0.6931471805599453)
 # Exponents are bounded by this before they are multiplied: exp2 is 0 there already, and 0 * -1e4 is 0 where 0 * -inf is
-# NaN. The bound drops NaN, but the factor beside it is exp2 of the unbounded exponent, so a NaN is kept.
+# NaN. The bound drops NaN, which then has to come from another factor.
 FLOOR = tl.constexpr(-1e4)
 # A lane's maximum starts at the least finite number, not at -inf: logits of -inf then are -inf away from it, not NaN,
 # and every finite logit is a valid maximum. A row without a finite logit has the sum 0.
 LEAST_FP32 = tl.constexpr(-3.4028234663852886e38)
 LEAST_FP64 = tl.constexpr(-1.7976931348623157e308)
+# Largest maximum, in base 2, whose rounding error exp2 can take. Neighbours of a larger one are 2^6 or more away.
+LARGEST_FP32 = tl.constexpr(2.0**30)
+LARGEST_FP64 = tl.constexpr(2.0**59)
 
 
 @triton.jit
-def row_offset(n, T, stride_b, stride_t, VEC: tl.constexpr):
-    """Offset of row n of (B, T, V); strides count vectors of VEC elements, so that the compiler knows the alignment."""
-    b = n // T
-    t = n - b * T
-    return (b.to(tl.int64) * stride_b + t.to(tl.int64) * stride_t) * VEC
-
-
-@triton.jit
-def tile_offsets(DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
-    return tl.arange(0, DEPTH)[:, None] * (LANES * VEC) + tl.arange(0, LANES * VEC)[None, :]
-
-
-@triton.jit
-def tail_offsets(V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
-    """Offsets and mask of the last, partial tile; VEC divides V, so a vector is inside or outside as a whole."""
-    TAIL: tl.constexpr = V % (DEPTH * LANES * VEC)
-    TAIL_DEPTH: tl.constexpr = triton.next_power_of_2(triton.cdiv(TAIL, LANES * VEC))
-    offsets = tile_offsets(TAIL_DEPTH, LANES, VEC)
-    return V - TAIL + offsets, offsets // VEC < TAIL // VEC
-
-
-@triton.jit
-def _max_in_lane(x, LANES: tl.constexpr, VEC: tl.constexpr):
+def max_in_lane(x, LANES: tl.constexpr, VEC: tl.constexpr):
     return tl.max(tl.max(x.reshape(x.shape[0], LANES, VEC), 2), 0)
 
 
 @triton.jit
-def _sum_in_lane(x, LANES: tl.constexpr, VEC: tl.constexpr):
+def sum_in_lane(x, LANES: tl.constexpr, VEC: tl.constexpr):
     return tl.sum(tl.sum(x.reshape(x.shape[0], LANES, VEC), 2), 0)
 
 
 @triton.jit
-def _accumulate(logits, scale, lane_max, lane_sum, lane_moment, LANES: tl.constexpr, VEC: tl.constexpr):
-    """Add a tile to the lanes' maximum m, sum of 2^d and sum of d * 2^d, where d = (logits - m) * scale."""
-    logits = logits.to(lane_max.dtype)
-    new_max = tl.maximum(lane_max, _max_in_lane(logits, LANES, VEC))
+def spread(lane_value, LANES: tl.constexpr, VEC: tl.constexpr):
+    """(LANES,) -> (1, LANES * VEC)"""
+    return lane_value[:, None].broadcast_to(LANES, VEC).reshape(1, LANES * VEC)
+
+
+@triton.jit
+def _accumulate(x, scale, lane_max, lane_sum, lane_moment, LANES: tl.constexpr, VEC: tl.constexpr):
+    """Add a tile to the lanes' maximum m, sum of 2^d and sum of d * 2^d, where d = (x - m) * scale."""
+    new_max = tl.maximum(lane_max, max_in_lane(x, LANES, VEC))
     shift = tl.maximum((lane_max - new_max) * scale, FLOOR)
     kept = tl.exp2(shift)
     # The maximum is subtracted before anything is multiplied: exact for neighbours of the maximum, whatever its size.
-    spread = new_max[:, None].broadcast_to(LANES, VEC).reshape(1, LANES * VEC)
-    d = (logits - spread) * scale
+    d = (x - spread(new_max, LANES, VEC)) * scale
     e = tl.exp2(d)
-    lane_moment = kept * (lane_moment + shift * lane_sum) + _sum_in_lane(e * tl.maximum(d, FLOOR), LANES, VEC)
-    lane_sum = kept * lane_sum + _sum_in_lane(e, LANES, VEC)
+    lane_moment = kept * (lane_moment + shift * lane_sum) + sum_in_lane(e * tl.maximum(d, FLOOR), LANES, VEC)
+    lane_sum = kept * lane_sum + sum_in_lane(e, LANES, VEC)
     return new_max, lane_sum, lane_moment
 
 
 @triton.jit
-def _row_sums(
-    row_ptr, scale, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, LEAST: tl.constexpr
-):  # fmt: skip
+def _row_sums(row_ptr, transform, scale, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
     """Maximum m of a row, sum of 2^d and sum of d * 2^d."""
+    dtype: tl.constexpr = scale.dtype
     TILE: tl.constexpr = DEPTH * LANES * VEC
-    lane_max = tl.full((LANES,), LEAST, scale.dtype)
-    lane_sum = tl.zeros((LANES,), scale.dtype)
-    lane_moment = tl.zeros((LANES,), scale.dtype)
-    offsets = tile_offsets(DEPTH, LANES, VEC)
+    lane_max = tl.full((LANES,), LEAST_FP64 if dtype == tl.float64 else LEAST_FP32, dtype)
+    lane_sum = tl.zeros((LANES,), dtype)
+    lane_moment = tl.zeros((LANES,), dtype)
     for i in range(V // TILE):
-        logits = tl.load(row_ptr + i * TILE + offsets)
-        lane_max, lane_sum, lane_moment = _accumulate(logits, scale, lane_max, lane_sum, lane_moment, LANES, VEC)
+        x = load_x(row_ptr, transform, i, dtype, V, DEPTH, LANES, VEC, False)
+        lane_max, lane_sum, lane_moment = _accumulate(x, scale, lane_max, lane_sum, lane_moment, LANES, VEC)
     if V % TILE != 0:
-        tail, inside = tail_offsets(V, DEPTH, LANES, VEC)
-        tail_logits = tl.load(row_ptr + tail, mask=inside, other=-float("inf"))
-        lane_max, lane_sum, lane_moment = _accumulate(tail_logits, scale, lane_max, lane_sum, lane_moment, LANES, VEC)
+        tail_x = load_x(row_ptr, transform, V // TILE, dtype, V, DEPTH, LANES, VEC, True)
+        lane_max, lane_sum, lane_moment = _accumulate(tail_x, scale, lane_max, lane_sum, lane_moment, LANES, VEC)
     row_max = tl.max(lane_max, 0)
     shift = tl.maximum((lane_max - row_max) * scale, FLOOR)
     kept = tl.exp2(shift)
@@ -94,97 +74,87 @@ def _row_sums(
 
 @triton.jit
 def row_statistics(
-    row_ptr, target, inverse_temperature,
+    row_ptr, transform, target, inverse_temperature,
     V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     """logprob, entropy, row_max, log_sum of one row, as `reference.logprobs_entropy` defines them."""
-    dtype: tl.constexpr = inverse_temperature.dtype
-    LEAST: tl.constexpr = LEAST_FP64 if dtype == tl.float64 else LEAST_FP32
-    target_logit = tl.load(row_ptr + target).to(dtype)
-    row_max, total, moment = _row_sums(row_ptr, inverse_temperature * LOG2E, V, DEPTH, LANES, VEC, LEAST)
-    nothing_finite = total == 0
-    row_max = tl.where(nothing_finite, -float("inf"), row_max)
-    row_max = tl.where((total != total) & (row_max < float("inf")), float("nan"), row_max)
-    log_sum = tl.where(nothing_finite, float("nan"), tl.log(total))
-    logprob = (target_logit - row_max) * inverse_temperature - log_sum
+    target_x = load_target_x(row_ptr, transform, target, inverse_temperature.dtype)
+    row_max, total, moment = _row_sums(row_ptr, transform, inverse_temperature * LOG2E, V, DEPTH, LANES, VEC)
+    row_max, log_sum = settled(row_max, total)
+    logprob = (target_x - row_max) * inverse_temperature - log_sum
     entropy = log_sum - moment / total * LN2
     return logprob, entropy, row_max, log_sum
 
 
 @triton.jit
-def _tile_gradient(
-    logits, offsets, start, target, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy,
-    SIZE: tl.constexpr,
+def settled(row_max, total):
+    """Maximum and log of the sum, as the definitions have them where nothing is finite or something is NaN."""
+    nothing_finite = total == 0
+    row_max = tl.where(nothing_finite, -float("inf"), row_max)
+    row_max = tl.where((total != total) & (row_max < float("inf")), float("nan"), row_max)
+    return row_max, tl.where(nothing_finite, float("nan"), tl.log(total))
+
+
+@triton.jit
+def _write_tile_gradient(
+    row_ptr, grad_ptr, transform, i, scale, base, level, slope,
+    V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one tile, rounded: p * (level + slope * log2 p), and (1 - p) in place of -p at the target."""
-    scale = inverse_temperature * LOG2E
-    log2_sum = log_sum * LOG2E
-    slope = -inverse_temperature * grad_entropy * LN2
-    entropy_level = -inverse_temperature * grad_entropy * entropy
-    to_target = inverse_temperature * grad_logprob
-    d = (logits.to(row_max.dtype) - row_max) * scale - log2_sum
-    grad = (tl.exp2(d) * (slope * tl.maximum(d, FLOOR) + (entropy_level - to_target))).to(logits.dtype)
-    # One tile of the row holds the target: a comparison per element in all the others would cost two instructions each.
-    # Its lane computes it anew from the logit, so that nothing but the logits is kept for this branch.
-    if (target >= start) & (target < start + SIZE):
-        here = offsets == target
-        logit = tl.max(tl.max(tl.where(here, logits, -float("inf")), 1), 0).to(row_max.dtype)
-        log2_p = (logit - row_max) * scale - log2_sum
-        p = tl.exp2(log2_p)
-        at_target = p * (slope * tl.maximum(log2_p, FLOOR) + entropy_level) + to_target * (1 - p)
-        grad = tl.where(here, at_target.to(logits.dtype), grad)
-    return grad
+    """2^d * (level + slope * d) where d = x * scale + base, times dx / dz."""
+    softcap, _ = transform
+    x = load_x(row_ptr, transform, i, level.dtype, V, DEPTH, LANES, VEC, TAIL)
+    d = tl.maximum(tl.fma(x, scale, base), FLOOR)
+    grad = tl.exp2(d) * (level + slope * d)
+    if softcap is not None:
+        grad *= softcap_slope(x, softcap)
+    pointers, inside = tile_pointers(grad_ptr, i, V, DEPTH, LANES, VEC, TAIL)
+    tl.store(pointers, grad.to(grad_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _target_gradient(
+    target_x, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy, softcap,
+):  # fmt: skip
+    log_p = (target_x - row_max) * inverse_temperature - log_sum
+    p = tl.exp2(log_p * LOG2E)
+    grad = grad_logprob * (1 - p) - grad_entropy * p * (tl.maximum(log_p, FLOOR) + entropy)
+    if softcap is not None:
+        grad *= softcap_slope(target_x, softcap)
+    return inverse_temperature * grad
 
 
 @triton.jit
 def write_row_gradient(
-    row_ptr, grad_ptr, target, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy,
+    row_ptr, grad_ptr, transform, target, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy,
     V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one row, from its end to its start: what was read last is what the L2 cache still holds."""
+    dtype: tl.constexpr = row_max.dtype
     TILE: tl.constexpr = DEPTH * LANES * VEC
-    FULL: tl.constexpr = V // TILE * TILE
+    # (x - row_max) * scale is one fma, x * scale + base, and exact as long as the rounding of `base` is kept: with
+    # 1 / sum it goes into the two numbers that 2^d is multiplied by. They carry the NaN of a row, too.
+    scale = tl.minimum(
+        inverse_temperature * LOG2E, (LARGEST_FP64 if dtype == tl.float64 else LARGEST_FP32) / tl.abs(row_max)
+    )
+    base = -row_max * scale
+    offset = log_sum * LOG2E + tl.fma(row_max, scale, base)
+    kept = tl.exp2(-offset) * inverse_temperature
+    slope = -kept * grad_entropy * LN2
+    level = -kept * (grad_entropy * entropy + grad_logprob) - slope * offset
+
+    # The target's element is written over what the loop writes there; `grad_ptr` may be `row_ptr`, so it is read first.
+    target_x = load_target_x(row_ptr, transform, target, dtype)
+    tl.debug_barrier()
     if V % TILE != 0:
-        tail, inside = tail_offsets(V, DEPTH, LANES, VEC)
-        logits = tl.load(row_ptr + tail, mask=inside, other=0.0)
-        grad = _tile_gradient(
-            logits, tail, FULL, target, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy,
-            TILE,
-        )  # fmt: skip
-        tl.store(grad_ptr + tail, grad, mask=inside)
-    tile = tile_offsets(DEPTH, LANES, VEC)
+        _write_tile_gradient(
+            row_ptr, grad_ptr, transform, V // TILE, scale, base, level, slope, V, DEPTH, LANES, VEC, True
+        )
     for i in range(V // TILE):
-        start = FULL - TILE - i * TILE
-        offsets = start + tile
-        full_logits = tl.load(row_ptr + offsets)
-        full_grad = _tile_gradient(
-            full_logits, offsets, start, target,
-            inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy, TILE,
-        )  # fmt: skip
-        tl.store(grad_ptr + offsets, full_grad)
-
-
-@triton.jit
-def fill_row(row_ptr, value, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
-    TILE: tl.constexpr = DEPTH * LANES * VEC
-    offsets = tile_offsets(DEPTH, LANES, VEC)
-    value = tl.full((), value, row_ptr.dtype.element_ty)
-    for i in range(V // TILE):
-        tl.store(row_ptr + i * TILE + offsets, tl.broadcast_to(value, (DEPTH, LANES * VEC)))
-    if V % TILE != 0:
-        tail, inside = tail_offsets(V, DEPTH, LANES, VEC)
-        tl.store(row_ptr + tail, tl.broadcast_to(value, tail.shape), mask=inside)
-
-
-@triton.jit
-def scale_row(row_ptr, scale, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
-    TILE: tl.constexpr = DEPTH * LANES * VEC
-    dtype: tl.constexpr = row_ptr.dtype.element_ty
-    offsets = tile_offsets(DEPTH, LANES, VEC)
-    for i in range(V // TILE):
-        pointers = row_ptr + i * TILE + offsets
-        tl.store(pointers, (tl.load(pointers).to(scale.dtype) * scale).to(dtype))
-    if V % TILE != 0:
-        tail, inside = tail_offsets(V, DEPTH, LANES, VEC)
-        values = tl.load(row_ptr + tail, mask=inside).to(scale.dtype) * scale
-        tl.store(row_ptr + tail, values.to(dtype), mask=inside)
+        _write_tile_gradient(
+            row_ptr, grad_ptr, transform, V // TILE - 1 - i, scale, base, level, slope, V, DEPTH, LANES, VEC, False
+        )
+    tl.debug_barrier()
+    at_target = _target_gradient(
+        target_x, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy, transform[0]
+    )
+    tl.store(grad_ptr + target, at_target.to(grad_ptr.dtype.element_ty))

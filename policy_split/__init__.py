@@ -4,10 +4,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 from policy_split_kernels.backends import get_backend, set_backend
+from policy_split_kernels.divergence import ModeDivergence, mode_divergence
 from policy_split_kernels.logprobs import LogprobsAndEntropy, logprobs_and_entropy
 
 from .advantages import dual_mode_advantages
+from .filtering import sampling_mask
 from .loss import DualModeLoss, DualModeLossOutput, dual_mode_loss
+from .loss_weights import token_weights
 
 if TYPE_CHECKING:
     from .config import PolicySplitConfig
@@ -21,6 +24,7 @@ __all__ = [
     "DualModeLoss",
     "DualModeLossOutput",
     "LogprobsAndEntropy",
+    "ModeDivergence",
     "PolicySplitConfig",
     "PolicySplitTrainer",
     "dual_mode_advantages",
@@ -28,7 +32,10 @@ __all__ = [
     "evaluate_modes",
     "get_backend",
     "logprobs_and_entropy",
+    "mode_divergence",
+    "sampling_mask",
     "set_backend",
+    "token_weights",
 ]
 
 

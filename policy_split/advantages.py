@@ -54,19 +54,22 @@ def dual_mode_advantages(
     lowest_entropy_mask_ratio: float = 0.0,
     correctness_mask: str = "none",
     surprise: Tensor | None = None,  # (4*P*n, T) nats, replaces -logprobs in the bonus
+    divergence: Tensor | None = None,  # (4*P*n, T) nats, KL(own mode || other); the surprise is then the own entropy
 ) -> tuple[Tensor, Tensor]:
     """Advantages and bonus of each token: (4*P*n, T), detached, 0 where mask is 0; float32, or float64 if logprobs are.
 
     advantages = (group_advantages + bonus) * share_weights, bonus = entropy_bonus(preference)  (eq. 3-6).
-    TypeError, ValueError: a bad argument; on a CPU also unequal masks of one response and a reward, or a log-prob or
-    surprise of a valid token, that is not finite (a GPU would have to synchronise: there they make their group NaN).
+    TypeError, ValueError: a bad argument; on a CPU also unequal masks of one response and a reward, or what a valid
+    token has, that is not finite (a GPU would have to synchronise: there they make their group NaN).
     """
     _check_options(locals())
-    rewards, logprobs, surprise, valid = _blocks(rewards, logprobs, mask, surprise, num_prompts, num_generations)
+    tokens = {"logprobs": logprobs, "surprise": surprise, "divergence": divergence}
+    rewards, valid, tokens = _blocks(rewards, mask, tokens, num_prompts, num_generations)
     correctness = group_advantages(rewards)[..., None]
-    b = preference(surprise, valid, rewards, alpha, normalize, lowest_entropy_mask_ratio, correctness_mask)
+    b = raw_preference(**tokens, alpha=alpha)
+    b = preference(b, valid, rewards, normalize, lowest_entropy_mask_ratio, correctness_mask)
     bonus = entropy_bonus(b, correctness, eta, eta_normal, kappa, clamp, clamp_floor)
-    weights = share_weights(logprobs) if share_correction == "truncated" else 1.0
+    weights = share_weights(tokens["logprobs"]) if share_correction == "truncated" else 1.0
     advantages = torch.where(valid, (correctness + bonus) * weights, 0.0)
     return advantages.flatten(0, 3), torch.where(valid, bonus, 0.0).flatten(0, 3)
 
@@ -96,16 +99,27 @@ def equal_rewards(rewards: Tensor) -> Tensor:
     return rewards.amax(ROWS, keepdim=True) == rewards.amin(ROWS, keepdim=True)
 
 
+def raw_preference(logprobs: Tensor, surprise: Tensor | None, divergence: Tensor | None, *, alpha: float) -> Tensor:
+    """b = alpha * s_m + (1 - alpha) * s_m', s = -log pi(o_t) or the surprise, m' the other mode (eq. 4-6), nats.
+
+    It is s_m + (1 - alpha) * (s_m' - s_m). Over tokens drawn from pi_m the mean of s_m is H(pi_m), that of the
+    difference KL(pi_m || pi_m'): with divergence, b = surprise + (1 - alpha) * divergence. (2, 2, P, n, T) -> the same.
+    """
+    if divergence is not None:
+        return surprise + (1 - alpha) * divergence
+    s = -logprobs if surprise is None else surprise
+    return alpha * s + (1 - alpha) * s.flip(0, 1)
+
+
 def preference(
-    surprise: Tensor, valid: Tensor, rewards: Tensor, alpha: float, normalize: str, ratio: float, correctness_mask: str
+    b: Tensor, valid: Tensor, rewards: Tensor, normalize: str, ratio: float, correctness_mask: str
 ) -> Tensor:
-    """Standardised b = alpha * s_m + (1 - alpha) * s_m' with s = -log pi(o_t), m' the other mode (eq. 4-6).
+    """Standardised b, of the tokens that are to have a bonus.
 
     Tokens below the quantile `ratio` of their group's b get 0, but count in its mean and std. "all_same" leaves only
     groups of equal rewards; A is 0 there, so their bonus is 0 too unless kappa is None or clamp_floor > 0.
-    surprise (nats), valid (2, 2, P, n, T), rewards (2, 2, P, n) -> (2, 2, P, n, T).
+    b (nats), valid (2, 2, P, n, T), rewards (2, 2, P, n) -> (2, 2, P, n, T).
     """
-    b = alpha * surprise + (1 - alpha) * surprise.flip(0, 1)
     if b.shape[-1] == 0:
         return b
     standardised = standardise(b, valid, normalize)
@@ -147,14 +161,19 @@ def entropy_bonus(
 ) -> Tensor:
     """scale * clip(B, -bound, bound), bound = max(|A|, clamp_floor) / kappa (eq. 3): B (2, 2, P, n, T) -> the same.
 
-    scale is eta in the high-entropy mode and -eta_normal in the normal one; correctness A (2, 2, P, n, 1).
+    scale is that of mode_scales, correctness A (2, 2, P, n, 1).
     clamp="code", as released: clip(scale * B, -bound, bound). kappa=None: scale * B.
     """
-    scale = torch.cat((b.new_full((1, 1, 1, 1), 0.0 - eta_normal), b.new_full((1, 1, 1, 1), eta)))
+    scale = torch.cat([b.new_full((1, 1, 1, 1), x) for x in mode_scales(eta, eta_normal)])  # along the axis of modes
     if kappa is None:
         return scale * b
     bound = correctness.abs().clamp(min=clamp_floor) / kappa
     return (scale * b).clamp(-bound, bound) if clamp == "code" else scale * b.clamp(-bound, bound)
+
+
+def mode_scales(eta: float, eta_normal: float) -> tuple[float, float]:
+    """What each mode's bonus is multiplied by, in the modes' order: the normal mode's is subtracted."""
+    return 0.0 - eta_normal, eta
 
 
 def share_weights(logprobs: Tensor) -> Tensor:
@@ -163,12 +182,17 @@ def share_weights(logprobs: Tensor) -> Tensor:
     return torch.cat((torch.ones_like(weights[:1]), weights[1:]))
 
 
-def _blocks(rewards: Tensor, logprobs: Tensor, mask: Tensor, surprise: Tensor | None, p: int, n: int) -> list[Tensor]:
-    """[rewards, logprobs, surprise, valid]: checked, as blocks, of the working dtype, NaN where mask is 0."""
-    tokens = {"logprobs": logprobs} | ({} if surprise is None else {"surprise": surprise})
-    _check_tensors(tokens | {"rewards": rewards, "mask": mask}, p, n)
+def _blocks(
+    rewards: Tensor, mask: Tensor, tokens: dict[str, Tensor | None], p: int, n: int
+) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
+    """(rewards, valid, tokens): checked, as blocks, of the working dtype; tokens are NaN where mask is 0."""
+    if tokens["divergence"] is not None and tokens["surprise"] is None:
+        raise ValueError("divergence needs surprise, the entropy of each row's own distribution, got surprise=None")
+    given = {name: x for name, x in tokens.items() if x is not None or name == "logprobs"}
+    _check_tensors(given | {"rewards": rewards, "mask": mask}, p, n)
+    logprobs = given["logprobs"]
     valid, dtype = mask != 0, torch.float64 if logprobs.dtype == torch.float64 else torch.float32
-    for name, x in ({"rewards": rewards} | tokens).items():
+    for name, x in ({"rewards": rewards} | given).items():
         bad = ~x.isfinite() if name == "rewards" else ~x.isfinite() & valid
         if bad.device.type == "cpu" and bad.any():
             index = bad.nonzero()[0].tolist()
@@ -177,9 +201,8 @@ def _blocks(rewards: Tensor, logprobs: Tensor, mask: Tensor, surprise: Tensor | 
     if valid.device.type == "cpu" and not valid.equal(valid.flip(0, 1)):
         row = int((valid != valid.flip(0, 1)).flatten(0, 3).any(-1).nonzero()[0])
         raise ValueError(f"mask[{row}] differs from that of the same response under the other prompt, expected equal")
-    tokens = {name: torch.where(valid, x.to(dtype).reshape(valid.shape), torch.nan) for name, x in tokens.items()}
-    rewards = rewards.to(logprobs.device, dtype, non_blocking=True).reshape(2, 2, p, n)
-    return [rewards, tokens["logprobs"], tokens.get("surprise", -tokens["logprobs"]), valid]
+    given = {name: torch.where(valid, x.to(dtype).reshape(valid.shape), torch.nan) for name, x in given.items()}
+    return rewards.to(logprobs.device, dtype, non_blocking=True).reshape(2, 2, p, n), valid, tokens | given
 
 
 def _check_options(arguments: dict[str, Any]) -> None:
@@ -192,7 +215,7 @@ def _check_options(arguments: dict[str, Any]) -> None:
 
 def _check_tensors(tensors: dict[str, Tensor], p: int, n: int) -> None:
     for name, x in tensors.items():
-        if not isinstance(x, Tensor) or (name in ("logprobs", "surprise") and not x.is_floating_point()):
+        if not isinstance(x, Tensor) or (name not in ("rewards", "mask") and not x.is_floating_point()):
             raise TypeError(f"{name} must be a (floating) tensor, got {getattr(x, 'dtype', type(x).__name__)}")
         length = tensors["logprobs"].shape[1] if tensors["logprobs"].dim() == 2 else "T"
         expected = (4 * p * n,) if name == "rewards" else (4 * p * n, length)

@@ -79,7 +79,18 @@ class PolicySplitConfig:
     normalize: str = _option("zscore", "Of the bonus over its group: zscore, mean or none.")
     lowest_entropy_mask_ratio: float = _option(0.0, "Only tokens from this quantile of their group's bonus on get one.")
     correctness_mask: str = _option("none", "none, or all_same: a bonus only in groups whose rewards are all equal.")
-    bonus_estimator: str = _option("sampled", "sampled: -log pi(o_t); entropy: the exact entropy of each distribution.")
+    bonus_estimator: str = _option(
+        "sampled",
+        "sampled: -log pi(o_t); entropy: the exact entropy of each distribution in its place; exact: its expectation, "
+        "the own entropy and 1 - alpha times the KL to the other mode, over the whole vocabulary.",
+    )
+    regularizer: str = _option(
+        "advantage",
+        "advantage: the bonus is added to it. loss: the exact bonus is a differentiable term of the loss, of the same "
+        "alpha, eta and eta_normal and the weights of the policy loss; the advantage is correctness alone. kappa, "
+        "clamp, clamp_floor, normalize, lowest_entropy_mask_ratio, correctness_mask and bonus_estimator then mean "
+        "nothing, and share_correction is of the correctness alone.",
+    )
     entropy_coef_normal: float = _option(0.0, "Weight of the differentiable entropy term, tokens of the normal mode.")
     entropy_coef_high_entropy: float = _option(0.0, "Weight of the differentiable entropy term, high-entropy mode.")
 
@@ -113,6 +124,11 @@ class PolicySplitConfig:
 
     logging_steps: int = _option(1, "Steps between reports to the trackers; metrics.jsonl has every step.")
     report_to: str = _option("none", "none, tensorboard, wandb, trackio or several of them, separated by commas.")
+    log_exact_kl: bool = _option(
+        False,
+        "Exact KLs between the modes, beside the sampled estimates; always there with regularizer='loss' and "
+        "bonus_estimator='exact'. Both rows of a response are then in one micro-batch.",
+    )
     log_completions: bool = _option(
         False, "Write each response with its reward to completions.jsonl every logging_steps."
     )
@@ -148,8 +164,14 @@ class PolicySplitConfig:
 
     @property
     def bonus_options(self) -> dict[str, Any]:
-        """The settings that `dual_mode_advantages` takes."""
-        return {name: getattr(self, name) for name in BONUS_OPTIONS}
+        """The settings that `dual_mode_advantages` takes; no bonus where it is a term of the loss."""
+        options = {name: getattr(self, name) for name in BONUS_OPTIONS}
+        return options if self.regularizer == "advantage" else options | {"eta": 0.0, "eta_normal": 0.0}
+
+    @property
+    def exact_kl(self) -> bool:
+        """Whether the exact KL between the modes is computed, and so both rows of a response in one micro-batch."""
+        return self.log_exact_kl or self.regularizer == "loss" or self.bonus_estimator == "exact"
 
     @property
     def trackers(self) -> list[str]:
@@ -236,7 +258,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "normalize": _one_of("zscore", "mean", "none"),
     "lowest_entropy_mask_ratio": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
     "correctness_mask": _one_of("none", "all_same"),
-    "bonus_estimator": _one_of("sampled", "entropy"),
+    "bonus_estimator": _one_of("sampled", "entropy", "exact"),
+    "regularizer": _one_of("advantage", "loss"),
+    "log_exact_kl": (lambda x: isinstance(x, bool), "True or False"),
     "entropy_coef_normal": FINITE,
     "entropy_coef_high_entropy": FINITE,
     "epsilon": (lambda x: 0 <= x <= 1, "between 0 and 1: the ratio is clipped to [1 - epsilon, 1 + epsilon_high]"),

@@ -15,7 +15,7 @@ from .countdown import (
     countdown_tokenizer,
     warm_start_examples,
 )
-from .evaluate import evaluate_modes, format_table
+from .evaluate import KL_TITLES, evaluate_modes, format_table
 from .modes import encode_prompt
 from .trainer import PolicySplitTrainer
 from .warm_start import warm_start
@@ -90,8 +90,7 @@ def report(results: dict[str, Any]) -> str:
     """The table of both modes before and after, and whether the run shows what the method promises."""
     before, after = results["before"], results["after"]
     normal, high = after["normal"], after["high_entropy"]
-    names = {"kl_high_normal": "KL(high-entropy || normal)", "kl_normal_high": "KL(normal || high-entropy)"}
-    kl = [(title, before[name], after[name]) for name, title in names.items()]
+    kl = [(title, before[name], after[name]) for name, title in KL_TITLES.items() if name in after]
     shown = [
         ("normal-mode accuracy went up", normal["accuracy"] > before["normal"]["accuracy"]),
         *((f"{name} grew {b:.4f} -> {a:.3f}, {a / b:.0f} times (at least 10)", a >= 10 * b) for name, b, a in kl),

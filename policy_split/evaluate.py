@@ -14,10 +14,16 @@ from .metrics import Sums, add_sums, means, rollout_sums, sum_and_count
 from .models import Policy, check_fit
 from .modes import MODE_NAMES, MODES
 from .rewards import RewardFunction, as_reward_functions, check_columns
-from .rollout import Rollout, cut, make_rollout, score
+from .rollout import Rollout, make_rollout, score_rollout
 from .sampling import seed_of
 
 Key = Callable[[str], Hashable]
+KL_TITLES = {
+    "kl_high_normal": "KL(high-entropy || normal)",
+    "kl_normal_high": "KL(normal || high-entropy)",
+    "exact_kl_high_normal": "exact KL(high-entropy || normal)",
+    "exact_kl_normal_high": "exact KL(normal || high-entropy)",
+}
 
 
 def plain_text(completion: str) -> str:
@@ -43,8 +49,9 @@ def evaluate_modes(
     `accuracy` (mean reward; pass@1 if rewards are 0 or 1), `best_of_n` (share of questions with a correct response),
     `distinct_correct` (different keys of correct responses per question, mean), `entropy` (nats per token),
     `mean_length` (tokens). Correct: a reward of at least `correct_reward`. KLs in nats per token, over the responses of
-    the first-named mode. A function of the model, the questions and (config.seed, seed); random states and the model's
-    mode are kept. Raises the errors of the trainer for bad data and rewards.
+    the first-named mode; if config.exact_kl also "exact_kl_high_normal" and "exact_kl_normal_high". A function of the
+    model, the questions and (config.seed, seed); random states and the model's mode are kept. Raises the errors of the
+    trainer for bad data and rewards.
     """
     policy, dataset = Policy(model, tokenizer), as_prompts(dataset, "the evaluation dataset")
     functions = as_reward_functions(reward_funcs, config.reward_weights)
@@ -85,8 +92,7 @@ def evaluate_policy(
         questions = [dataset[row] for row in mine]
         draw = seed_of(config.seed, "evaluation", seed, mine[0])
         rollout = make_rollout(policy, questions, functions, config, num_generations=num_samples, seed=draw)
-        micro_batches = cut(rollout, range(len(rollout.mode)), config.per_device_train_batch_size)
-        rollout.logprobs, rollout.entropy = score(policy, rollout, micro_batches, config.temperature)
+        score_rollout(policy, rollout, config)
         if rows[rank::world]:
             sums = add_sums(sums, rollout_sums(rollout) | _correctness(rollout, key, correct_reward))
         elif not sums:
@@ -103,7 +109,7 @@ def evaluate_policy(
     result: dict[str, Any] = {
         mode: {name: flat[f"{mode}/{source}"] for name, source in measures.items()} for mode in MODE_NAMES
     }
-    result |= {name: flat[f"policy_split/{name}"] for name in ("kl_high_normal", "kl_normal_high")}
+    result |= {name: flat[f"policy_split/{name}"] for name in KL_TITLES if f"policy_split/{name}" in flat}
     return result | {"num_samples": num_samples, "num_prompts": len(dataset)}
 
 
@@ -146,9 +152,9 @@ def format_table(before: Mapping[str, Any], after: Mapping[str, Any] | None = No
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
-    for name, title in (("kl_high_normal", "high-entropy || normal"), ("kl_normal_high", "normal || high-entropy")):
-        values = ", ".join(f"{when} {result[name]:.3f}".strip() for when, result in results.items())
-        lines += ["", f"KL({title}), nats/token: {values}"]
+    for name in KL_TITLES:
+        values = ", ".join(f"{when} {result[name]:.3f}".strip() for when, result in results.items() if name in result)
+        lines += ["", f"{KL_TITLES[name]}, nats/token: {values}"] if values else []
     return "\n".join(lines)
 
 

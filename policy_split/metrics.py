@@ -16,7 +16,11 @@ Sums = dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count): what can be add
 
 
 def rollout_sums(rollout: Rollout) -> Sums:
-    """Reward, entropy (nats per token) and length of each mode's own responses, and both KLs between the modes."""
+    """Reward, entropy (nats per token) and length of each mode's own responses, and both KLs between the modes.
+
+    The KLs are k3 estimates over the sampled tokens and, where the rollout has its divergence, the exact ones at the
+    same positions (`exact_kl_...`): their mean over the first-named mode's own tokens, nats.
+    """
     p, n = rollout.num_prompts, rollout.num_generations
     blocks = {name: getattr(rollout, name).chunk(4) for name in ("mask", "rewards", "logprobs", "entropy")}
     truncated = rollout.truncated.chunk(2)
@@ -37,6 +41,9 @@ def rollout_sums(rollout: Rollout) -> Sums:
         # block 3 - k holds the responses of block k under the other prompt
         kl = k3(blocks["logprobs"][mode], blocks["logprobs"][3 - mode])
         sums[f"policy_split/{name}"] = sum_and_count(kl[blocks["mask"][mode]])
+        if rollout.divergence is not None:
+            exact = rollout.divergence.chunk(4)[mode]
+            sums[f"policy_split/exact_{name}"] = sum_and_count(exact[blocks["mask"][mode]])
     return sums
 
 

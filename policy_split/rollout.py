@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from policy_split_kernels.divergence import mode_divergence
 from policy_split_kernels.logprobs import logprobs_and_entropy
 from torch import Tensor
 
@@ -35,8 +36,19 @@ class Rollout:
     truncated: Tensor  # (2*P*n,) bool: the response was cut before its end
     rewards: Tensor  # (4*P*n,)
     texts: list[str]  # (2*P*n,) decoded for the rewards and for people; nothing is computed from them
-    logprobs: Tensor | None = None  # (4*P*n, T) nats, filled by `score`
-    entropy: Tensor | None = None  # (4*P*n, T) nats, filled by `score`
+    logprobs: Tensor | None = None  # (4*P*n, T) nats, filled by `score_rollout`
+    entropy: Tensor | None = None  # (4*P*n, T) nats, filled by `score_rollout`
+    divergence: Tensor | None = None  # (4*P*n, T) nats, KL(own mode || other mode), filled if config.exact_kl
+
+    def response(self, row: int) -> int:
+        """Which of the 2*P*n texts stands in the row."""
+        block, place = divmod(row, self.num_prompts * self.num_generations)
+        return BLOCKS[block][1] * self.num_prompts * self.num_generations + place
+
+    def pair(self, response: int) -> list[int]:
+        """The two rows of a response: under the normal prompt, then under the high-entropy one."""
+        writer, place = divmod(response, self.num_prompts * self.num_generations)
+        return [BLOCKS.index((mode, writer)) * self.num_prompts * self.num_generations + place for mode in MODES]
 
     def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor | None, int]:
         """(input_ids (B, L+T), attention_mask or None, T) of some rows, cut to their longest prompt and response."""
@@ -90,42 +102,77 @@ def make_rollout(
     return _share(policy, by_mode, completion_ids, lengths, truncated, rewards, texts, num_generations, config)
 
 
+class Scores(NamedTuple):
+    logprobs: Tensor  # (4*P*n, T) nats
+    entropy: Tensor  # (4*P*n, T) nats
+    divergence: Tensor | None = None  # (4*P*n, T) nats, KL(own mode || other mode)
+
+
+def score_rollout(policy: Policy, rollout: Rollout, config: PolicySplitConfig) -> None:
+    """Fills what the rollout's policy thinks of it: logprobs, entropy and, if config.exact_kl, divergence."""
+    batches = micro_batches(rollout, range(len(rollout.mode)), config)
+    scores = score(policy, rollout, batches, config.temperature, divergence=config.exact_kl)
+    rollout.logprobs, rollout.entropy, rollout.divergence = scores
+
+
 @torch.no_grad()
 def score(
-    policy: Policy, rollout: Rollout, micro_batches: Sequence[Sequence[int]], temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies (4*P*n, T), nats, of every row under its own prompt; 0 behind the end of a response.
+    policy: Policy, rollout: Rollout, batches: Sequence[Sequence[int]], temperature: float, *, divergence: bool = False
+) -> Scores:
+    """Scores of every row under its own prompt, 0 behind the end of a response; the divergence needs paired batches.
 
     The update must use the same micro-batches if its ratios are to be exactly 1: sums of other shapes round
     differently.
     """
-    shape, device = rollout.mask.shape, rollout.mask.device
-    logprobs, entropy = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-    for rows in micro_batches:
+    scores = [torch.zeros(rollout.mask.shape, device=rollout.mask.device) for _ in range(3 if divergence else 2)]
+    for rows in batches:
         input_ids, attention_mask, length = rollout.batch(rows)
         logits = policy.completion_logits(input_ids, attention_mask, length)
         mask = rollout.mask[rows, :length]
-        scores = logprobs_and_entropy(logits, input_ids[:, -length:], temperature=temperature, mask=mask)
-        if scores.logprobs.dtype != logprobs.dtype:  # float64 models keep their precision
-            logprobs, entropy = logprobs.to(scores.logprobs.dtype), entropy.to(scores.logprobs.dtype)
-        logprobs[rows, :length], entropy[rows, :length] = scores
-    return logprobs, entropy
+        values = list(logprobs_and_entropy(logits, input_ids[:, -length:], temperature=temperature, mask=mask))
+        if divergence:
+            exact = mode_divergence(*logits.chunk(2), temperature=temperature, mask=mask[: len(rows) // 2])
+            values.append(torch.cat((exact.kl_ab, exact.kl_ba)))
+        for number, value in enumerate(values):
+            scores[number] = scores[number].to(value.dtype)  # float64 models keep their precision
+            scores[number][rows, :length] = value
+    return Scores(*scores)
 
 
-def cut(rollout: Rollout, rows: Sequence[int], size: int) -> list[list[int]]:
-    """Micro-batches of at most `size` rows, longest responses first: little padding, the most memory at once."""
-    ordered = sorted(rows, key=lambda row: -rollout.completion_lengths[row])
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+def micro_batches(rollout: Rollout, rows: Sequence[int], config: PolicySplitConfig) -> list[list[int]]:
+    """The micro-batches of scoring and of the update alike."""
+    return cut(rollout, rows, config.per_device_train_batch_size, paired=config.exact_kl)
+
+
+def cut(rollout: Rollout, rows: Sequence[int], size: int, *, paired: bool = False) -> list[list[int]]:
+    """Micro-batches of at most `size` rows, longest responses first: little padding, the most memory at once.
+
+    paired: of an even size, at least 2, rows of the normal mode first. Where `rows` holds both rows of each of its
+    responses, the halves of every micro-batch are then the same responses in the same order under both prompts.
+    """
+    if not paired:
+        ordered = sorted(rows, key=lambda row: -rollout.completion_lengths[row])
+        return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    ordered = sorted(rows, key=lambda row: (-rollout.completion_lengths[row], rollout.response(row)))
+    size, half = max(2, size - size % 2), rollout.num_prompts * rollout.num_generations
+    batches = (ordered[start : start + size] for start in range(0, len(ordered), size))
+    return [sorted(batch, key=lambda row: BLOCKS[row // half][0]) for batch in batches]
 
 
 def optimizer_batches(rollout: Rollout, config: PolicySplitConfig, seed: int) -> list[list[int]]:
-    """Rows of each optimizer step: all of them in one, or shuffled into several."""
+    """Rows of each optimizer step: all of them in one, or shuffled into several.
+
+    Both rows of a response stay together where the loss compares them.
+    """
     rows = len(rollout.mode)
     if config.gradient_accumulation_steps is None:
         return [list(range(rows))]
-    shuffled = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
-    size = config.gradient_accumulation_steps * config.per_device_train_batch_size
-    return [shuffled[start : start + size] for start in range(0, rows, size)]
+    paired = config.regularizer == "loss"
+    units = [rollout.pair(response) for response in range(rows // 2)] if paired else [[row] for row in range(rows)]
+    shuffled = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed)).tolist()
+    size = max(1, config.gradient_accumulation_steps * config.per_device_train_batch_size // len(units[0]))
+    starts = range(0, len(units), size)
+    return [[row for unit in shuffled[start : start + size] for row in units[unit]] for start in starts]
 
 
 def _share(

@@ -6,7 +6,8 @@ What is different from textbook GRPO:
 2. Every response, by its token ids, is scored and trained under both prompts: 4n rows per question, 2n per group.
 3. The old log-probs of all rows are computed before the update: the difference between the modes is part of the
 advantage.
-4. Advantages are per token: correctness of the group plus the dual-mode entropy bonus (`dual_mode_advantages`).
+4. Advantages are per token: correctness of the group plus the dual-mode entropy bonus (`dual_mode_advantages`). With
+regularizer="loss", our own form, the bonus is a differentiable term of the loss instead (`regularizer.mode_push`).
 5. Entropy and KL are per mode, everywhere: in the loss, in the metrics, in the evaluation.
 
 One step is one rollout and its updates. Nothing is written before the first step has passed without an error.
@@ -41,7 +42,7 @@ from .metrics import Sums, add_sums, means, rollout_sums, sum_and_count
 from .models import Policy, check_fit, enable_checkpointing, load_model, load_tokenizer
 from .modes import MODE_NAMES
 from .rewards import as_reward_functions, check_columns
-from .rollout import Rollout, cut, make_rollout, optimizer_batches, score
+from .rollout import Rollout, make_rollout, micro_batches, optimizer_batches, score, score_rollout
 from .runlog import RunLog
 from .sampling import seed_of
 from .update import PolicyUpdate
@@ -152,11 +153,12 @@ class PolicySplitTrainer:
         started, config = time.perf_counter(), self.config
         rollout = self.sample()
         self.policy.bare.eval()
-        micro_batches = cut(rollout, range(len(rollout.mode)), config.per_device_train_batch_size)
-        rollout.logprobs, rollout.entropy = score(self.policy, rollout, micro_batches, config.temperature)
+        score_rollout(self.policy, rollout, config)
         ref_logprobs = None
         if self.reference is not None:
-            ref_logprobs, _ = score(self.reference, rollout, micro_batches, config.temperature)
+            rows = range(len(rollout.mode))
+            batches = micro_batches(rollout, rows, config)
+            ref_logprobs = score(self.reference, rollout, batches, config.temperature).logprobs
         sums = rollout_sums(rollout)
         advantages, bonus_sums = self.advantages(rollout)
         sums |= bonus_sums
@@ -189,11 +191,12 @@ class PolicySplitTrainer:
         )
 
     def advantages(self, rollout: Rollout) -> tuple[Tensor, Sums]:
-        """Token-level advantages (4*P*n, T), and what became of the bonus."""
+        """Token-level advantages (4*P*n, T), and what became of the bonus; with regularizer="loss" there is none."""
         config = self.config
         options = dict(config.bonus_options)
         options |= {"num_prompts": rollout.num_prompts, "num_generations": rollout.num_generations}
-        options["surprise"] = rollout.entropy if config.bonus_estimator == "entropy" else None
+        options["surprise"] = None if config.bonus_estimator == "sampled" else rollout.entropy
+        options["divergence"] = rollout.divergence if config.bonus_estimator == "exact" else None
         arguments = (rollout.rewards, rollout.logprobs, rollout.train_mask)
         advantages, _ = dual_mode_advantages(*arguments, **options)
         clamped, dead = bonus_statistics(*arguments, **options)

@@ -16,7 +16,8 @@ from .loss_weights import token_weights
 from .metrics import Sums, add_sums, sum_and_count
 from .models import Policy
 from .modes import MODE_NAMES, MODES
-from .rollout import Rollout, cut
+from .regularizer import entropy_coefficients, mode_push, push_coefficients
+from .rollout import Rollout, micro_batches
 
 
 @dataclass
@@ -45,10 +46,10 @@ class PolicyUpdate:
         mask, sums = rollout.train_mask, self._trained_tokens(rollout, rows)
         weights = self._weights(mask, rows)
         loss = torch.zeros((), device=mask.device)
-        micro_batches = cut(rollout, self.contributing(rows, advantages), self.config.per_device_train_batch_size)
+        batches = micro_batches(rollout, self.contributing(rows, advantages), self.config)
         self.policy.model.train(self.config.gradient_checkpointing)
-        for number, micro_batch in enumerate(micro_batches, 1):
-            last = number == len(micro_batches)
+        for number, micro_batch in enumerate(batches, 1):
+            last = number == len(batches)
             with nullcontext() if last else self.accelerator.no_sync(self.policy.model):
                 out = self.backward(rollout, micro_batch, advantages, old_logprobs, ref_logprobs, weights)
             loss += out.loss.detach()
@@ -65,8 +66,8 @@ class PolicyUpdate:
         One row at least, so that the optimizer makes its step; all of them where processes wait for each other.
         """
         config = self.config
-        other_terms = config.beta > 0 or config.entropy_coef_normal != 0 or config.entropy_coef_high_entropy != 0
-        if other_terms or self.accelerator.num_processes > 1:
+        other_terms = config.beta > 0 or any(entropy_coefficients(config))
+        if other_terms or config.regularizer == "loss" or self.accelerator.num_processes > 1:
             return rows
         counts = (advantages != 0).any(1).tolist()
         return [row for row in rows if counts[row]] or rows[:1]
@@ -84,6 +85,9 @@ class PolicyUpdate:
         config = self.config
         input_ids, attention_mask, length = rollout.batch(rows)
         logits = self.policy.completion_logits(input_ids, attention_mask, length)
+        mask, weights = rollout.train_mask[rows, :length], weights[rows, :length]
+        # first: the loss overwrites the logits
+        push = mode_push(logits, weights, mask, push_coefficients(config), config.temperature)
         out = dual_mode_loss(
             logits,
             input_ids[:, -length:],
@@ -91,9 +95,9 @@ class PolicyUpdate:
             mode=rollout.mode[rows, None].expand(-1, length),
             old_logprobs=None if old_logprobs is None else old_logprobs[rows, :length],
             ref_logprobs=None if ref_logprobs is None else ref_logprobs[rows, :length],
-            mask=rollout.train_mask[rows, :length],
-            weights=weights[rows, :length],
-            entropy_coef=(config.entropy_coef_normal, config.entropy_coef_high_entropy),
+            mask=mask,
+            weights=weights,
+            entropy_coef=entropy_coefficients(config),
             kl_coef=(config.beta, config.beta),
             temperature=config.temperature,
             clip_low=config.epsilon,
@@ -101,6 +105,7 @@ class PolicyUpdate:
             clip_delta=config.delta,
             inplace_gradient=True,  # the logits are this forward's own and nobody else reads them
         )
+        out = out._replace(loss=out.loss + push)
         self.accelerator.backward(out.loss)
         return out
 

@@ -31,7 +31,7 @@ from policy_split.config import RULES, PolicySplitConfig
         ("eta", -0.1, "eta=-0.1"),
         ("clamp", "hard", "clamp='hard' must be one of 'paper', 'code'"),
         ("share_correction", "full", "share_correction='full'"),
-        ("bonus_estimator", "exact", "bonus_estimator='exact'"),
+        ("bonus_estimator", "mean", "bonus_estimator='mean' must be one of 'sampled', 'entropy', 'exact'"),
         ("lowest_entropy_mask_ratio", 1.0, "lowest_entropy_mask_ratio=1.0"),
         ("learning_rate", None, "learning_rate=None"),
         ("lr_scheduler_type", "staircase", "lr_scheduler_type='staircase'"),

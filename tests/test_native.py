@@ -19,7 +19,7 @@ def test_the_library_was_built_and_loads():
     assert library.ps_instruction_set().decode() == expected
 
 
-def arguments(dtype, rows, vocabulary):
+def arguments(dtype, rows, vocabulary, options=False):
     generator = torch.Generator().manual_seed(vocabulary)
     statistics = reference.statistics_dtype(dtype)
 
@@ -30,20 +30,25 @@ def arguments(dtype, rows, vocabulary):
     targets = torch.randint(vocabulary, (rows,), generator=generator)
     mask = torch.rand(rows, generator=generator) > 0.2
     inverse_temperature = torch.rand(rows, generator=generator).add(0.5).to(statistics)
-    common = (logits, targets, inverse_temperature, mask)
+    keep = torch.rand(1, rows, vocabulary + 5, generator=generator)[..., :vocabulary] > 0.3
+    keep.scatter_(-1, targets[None, :, None], True)
+    common = (logits, targets, inverse_temperature, mask, *((3.5, keep) if options else (None, None)))
     logprobs = reference.logprobs_entropy(*common).logprobs
-    near = logprobs + vector(0.3)
-    return (*common, vector(), near, logprobs + vector(0.3), vector(), vector(), vector(), 0.2, 0.3, 1.5)
+    behaviour = (logprobs + vector(0.3), logprobs + vector(0.3), logprobs + vector(1.0))
+    coefficients = (vector(), vector(), vector())
+    clip = ("cispo", 0.2, 0.3, None, 1.2) if options else ("clip", 0.2, 0.3, 1.5, 1.2)
+    return (*common, vector(), *behaviour, *coefficients, *clip)
 
 
 @pytest.mark.parametrize("instruction_set", [name for name, level in CAPABILITIES.items() if level <= HERE])
 @pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
 @pytest.mark.parametrize("vocabulary", [1, 3, 16, 65, 2053, 4100])
-def test_every_instruction_set(monkeypatch, instruction_set, dtype, vocabulary):
+@pytest.mark.parametrize("options", [False, True])
+def test_every_instruction_set(monkeypatch, instruction_set, dtype, vocabulary, options):
     opened = native.load_library(instruction_set)
     assert opened is not None
     monkeypatch.setattr(native, "library", lambda: opened)
-    call = arguments(dtype, 5, vocabulary)
+    call = arguments(dtype, 5, vocabulary, options)
     exact = [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in call]
     gradient = torch.full_like(call[0], 7.0)
     true_gradient = torch.empty_like(exact[0])
@@ -92,8 +97,9 @@ def test_gradients_below_the_smallest_normal_number_are_zero():
     ones = torch.ones(1)
     targets = torch.zeros(1, dtype=torch.long)
     native.dual_mode_loss(
-        logits, targets, ones, None, ones, None, None, ones * 1e-3, ones, ones, 0.2, 0.2, None, gradient
-    )
+        logits, targets, ones, None, None, None, ones, None, None, None, ones * 1e-3, ones, ones,
+        "clip", 0.2, 0.2, None, 2.0, gradient,
+    )  # fmt: skip
     size = gradient.abs()
     assert not ((size > 0) & (size < torch.finfo(torch.float32).tiny)).any()
     assert size[0, 0, 1500] > 0
@@ -141,6 +147,6 @@ def test_a_library_of_other_sources_is_refused(monkeypatch):
 
 def test_structures_have_the_size_of_the_c_interface():
     """Eight bytes for each pointer, integer and double; the two 32-bit fields of a matrix share one."""
-    assert ctypes.sizeof(native._Matrix) == 8 * 15
+    assert ctypes.sizeof(native._Matrix) == 8 * 19
     assert ctypes.sizeof(native._Statistics) == 8 * 4
-    assert ctypes.sizeof(native._Loss) == 8 * 14
+    assert ctypes.sizeof(native._Loss) == 8 * 17

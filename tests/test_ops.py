@@ -1,5 +1,7 @@
 """The operations as PyTorch sees them: opcheck, fakes, torch.compile, gradcheck, the choice of backend."""
 
+import importlib
+import inspect
 import itertools
 
 import pytest
@@ -10,6 +12,10 @@ import policy_split
 from policy_split import dual_mode_loss, logprobs_and_entropy
 
 N, V = 6, 11
+CELLS = {
+    "logits": ("logprobs_entropy", "logprobs_entropy_gradient", "dual_mode_loss", "scale_rows_"),
+    "divergence": ("divergence", "divergence_gradient"),
+}
 
 
 def arguments(dtype, device, with_optional=True):
@@ -22,10 +28,12 @@ def arguments(dtype, device, with_optional=True):
     logits = torch.randn(2, 3, V, generator=generator).to(device, dtype)
     targets = torch.randint(V, (N,), generator=generator).to(device)
     mask = torch.tensor([1, 1, 0, 1, 1, 1], dtype=torch.bool, device=device) if with_optional else None
-    common = (logits, targets, torch.tensor([0.8], device=device, dtype=statistics), mask)
-    optional = (vector(), vector()) if with_optional else (None, None)
+    keep = (torch.rand(2, 3, V, generator=generator) > 0.2).to(device) if with_optional else None
+    options = (2.5 if with_optional else None, keep)
+    common = (logits, targets, torch.tensor([0.8], device=device, dtype=statistics), mask, *options)
+    optional = (vector(), vector(), vector()) if with_optional else (None, None, None)
     delta = 3.0 if with_optional else None
-    loss = (vector(), *optional, vector(), vector(), vector(), 0.2, 0.3, delta)
+    loss = (vector(), *optional, vector(), vector(), vector(), "clip", 0.2, 0.3, delta, 2.0)
     gradient = tuple(vector() for _ in range(5))
     return common, gradient, loss
 
@@ -41,6 +49,11 @@ def test_opcheck(device, dtype, with_optional):
     torch.library.opcheck(ops.dual_mode_loss_with_gradient, (*common, *loss))
     torch.library.opcheck(ops.dual_mode_loss_with_gradient_, (*common, *loss))
     torch.library.opcheck(ops.scale_rows_, (common[0], gradient[0]))
+    pair = tuple(common[0].flip(k).requires_grad_() for k in (1, 2))
+    torch.library.opcheck(ops.divergence, (*pair, *common[2:4]))
+    vectors = (*gradient, *gradient, *gradient[:2])
+    for wants in ((True, True), (True, False)):
+        torch.library.opcheck(ops.divergence_gradient, (*(x.detach() for x in pair), *common[2:4], *vectors, *wants))
 
 
 def test_gradcheck(device):
@@ -111,15 +124,15 @@ def test_fakes_have_the_shapes_dtypes_and_strides_of_the_real_ones(device):
     assert [(x.shape, x.dtype, x.stride()) for x in fake] == [(x.shape, x.dtype, x.stride()) for x in real]
 
 
-def test_backends_offer_the_same_operations_with_the_same_arguments():
-    import inspect
+@pytest.mark.parametrize("family", backends.MODULES)
+def test_backends_offer_the_same_operations_with_the_same_arguments(family):
+    def cells(backend):
+        module = importlib.import_module(f"policy_split_kernels.{backends.MODULES[family][backend]}")
+        return {name: inspect.signature(getattr(module, name)).parameters for name in CELLS[family]}
 
-    from policy_split_kernels import triton_logits
-
-    for name in ("logprobs_entropy", "logprobs_entropy_gradient", "dual_mode_loss", "scale_rows_"):
-        expected = list(inspect.signature(getattr(reference, name)).parameters)
-        for module in (native, triton_logits):
-            assert list(inspect.signature(getattr(module, name)).parameters) == expected, (module.__name__, name)
+    expected = {name: list(parameters) for name, parameters in cells("torch").items()}
+    for backend in ("native", "triton"):
+        assert {name: list(parameters) for name, parameters in cells(backend).items()} == expected, backend
 
 
 def test_choice_of_backend(monkeypatch):

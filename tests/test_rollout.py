@@ -104,7 +104,7 @@ def test_rewards_are_computed_once_per_response(tmp_path):
 )
 def test_scores_equal_a_plain_forward_without_padding(tmp_path, kind, temperature, dtype, tolerance):
     policy, rollout = rolled(tmp_path, kind, temperature=temperature, dtype=dtype)
-    logprobs, entropy = score(policy, rollout, cut(rollout, range(len(rollout.mode)), 7), temperature)
+    logprobs, entropy, _ = score(policy, rollout, cut(rollout, range(len(rollout.mode)), 7), temperature)
     for row in range(len(rollout.mode)):
         prompt = rollout.prompt_ids[row, rollout.prompt_ids.shape[1] - rollout.prompt_lengths[row] :]
         response = rollout.completion_ids[row, : rollout.completion_lengths[row]]
@@ -162,7 +162,7 @@ def test_samples_follow_the_scored_distribution(tmp_path):
         as_reward_functions(tiny.reward, None),
     )
     rollout = make_rollout(policy, tiny.QUESTIONS[:1], functions, config, num_generations=2000, seed=0)
-    logprobs, _ = score(policy, rollout, [range(2000)], 1.5)
+    logprobs, _, _ = score(policy, rollout, [range(2000)], 1.5)
     tokens = rollout.completion_ids[:2000, 0]
     for token in tokens.unique():
         drawn, probability = (tokens == token).float().mean(), logprobs[:2000, 0][tokens == token][0].exp()

@@ -8,17 +8,29 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Floors from the ground up; a module imports only from floors below its own.
 KERNELS = [
-    {"reference", "memory", "triton_launch", "triton_rows", "triton_loss"},
-    {"native", "triton_logits", "rows"},
+    {"reference_loss", "memory", "triton_launch", "triton_rows", "triton_loss"},
+    {"reference"},
+    {"reference_divergence", "native", "triton_logits", "rows"},
+    {"native_divergence", "triton_divergence"},
     {"backends"},
     {"ops"},
-    {"autograd"},
-    {"logprobs"},
+    {"autograd", "sequence_loss"},
+    {"logprobs", "divergence"},
 ]
 PACKAGE = [
-    {"extras", "modes", "expressions", "loss", "loss_weights", "advantages", "rewards", "checkpoints", "warm_start"},
-    {"config", "countdown", "plot", "math_reward"},
-    {"data", "models", "launch"},
+    {
+        "extras",
+        "modes",
+        "expressions",
+        "filtering",
+        "loss_weights",
+        "advantages",
+        "rewards",
+        "checkpoints",
+        "warm_start",
+    },
+    {"config", "countdown", "plot", "math_reward", "loss_arguments"},
+    {"loss", "data", "models", "launch"},
     {"sampling"},
     {"rollout"},
     {"metrics", "runlog"},
@@ -30,7 +42,7 @@ PACKAGE = [
 ]
 ONLY = {
     "ctypes": {"native"},
-    "triton": {"triton_launch", "triton_rows", "triton_loss", "triton_logits"},
+    "triton": {"triton_launch", "triton_rows", "triton_loss", "triton_logits", "triton_divergence"},
     "argparse": {"cli"},
 }
 

@@ -5,10 +5,6 @@
 
 #include "simd.h"
 
-#if defined(__AVX2__) || defined(__F16C__)
-#include <immintrin.h>
-#endif
-
 namespace policy_split {
 
 struct BFloat16 {
@@ -56,18 +52,29 @@ inline void store(Real* to, Vector<Real> x) {
   std::memcpy(to, &x, sizeof x);
 }
 
-inline Vector<float> load(const BFloat16* from) {
+inline Bits32 widened(const uint16_t* from) {
+#if defined(__AVX512F__)
+  return (Bits32)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__AVX2__)
+  return (Bits32)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from));
+#else
   Words words;
   std::memcpy(&words, from, sizeof words);
-  return as_float(__builtin_convertvector(words, Bits32) << 16);
+  return __builtin_convertvector(words, Bits32);
+#endif
 }
 
-// Round to nearest, ties to even; a NaN whose payload would carry into the exponent becomes the plain NaN.
-inline void store(BFloat16* to, Vector<float> x) {
+inline Vector<float> load(const BFloat16* from) { return as_float(widened(&from->bits) << 16); }
+
+// Round to nearest, ties to even, in the upper half; a NaN stays one unless its payload is all ones.
+inline Bits32 rounded(Vector<float> x) {
   const Bits32 bits = as_bits(x);
-  const Bits32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return bits + 0x7fffu + ((bits >> 16) & 1u);
+}
+
+inline void store(BFloat16* to, Vector<float> x) {
   const Bits32 kept = (Bits32)(x == x);
-  const Words words = __builtin_convertvector((rounded & kept) | (0x7fc0u & ~kept), Words);
+  const Words words = __builtin_convertvector(((rounded(x) >> 16) & kept) | (0x7fc0u & ~kept), Words);
   std::memcpy(to, &words, sizeof words);
 }
 
@@ -117,20 +124,18 @@ inline void store(Half* to, Vector<float> x) {
 }
 #endif
 
-// Stores past the caches, into memory aligned to the stored vector: what is written once and read much later would
-// otherwise be read from memory first, to be overwritten.
-template <typename Element>
-inline void stream(Element* to, Vector<Compute<Element>> x) {
-  constexpr int bytes = lanes<Compute<Element>> * sizeof(Element);
-  alignas(PS_VECTOR_BYTES) char image[bytes];
-  store((Element*)image, x);
+// Stores past the caches, into memory aligned to a vector: what is written once and read much later would otherwise be
+// read from memory first, to be overwritten.
+template <typename Whole>
+inline void stream(void* to, const Whole& whole) {
+  static_assert(sizeof whole == PS_VECTOR_BYTES, "a whole vector");
 #if defined(__AVX512F__)
-  if constexpr (bytes == 64) return _mm512_stream_si512((__m512i*)to, *(const __m512i*)image);
+  _mm512_stream_si512((__m512i*)to, (__m512i)whole);
+#elif defined(__AVX2__)
+  _mm256_stream_si256((__m256i*)to, (__m256i)whole);
+#else
+  std::memcpy(to, &whole, sizeof whole);
 #endif
-#if defined(__AVX2__)
-  if constexpr (bytes == 32) return _mm256_stream_si256((__m256i*)to, *(const __m256i*)image);
-#endif
-  std::memcpy(to, image, bytes);
 }
 
 // Streamed stores are seen by other threads after this.
@@ -138,6 +143,43 @@ inline void stream_end() {
 #if defined(__AVX2__)
   _mm_sfence();
 #endif
+}
+
+// Two vectors of neighbours, in the order in which they are cheapest to load and store.
+template <typename Real>
+struct Pair {
+  Vector<Real> a, b;
+};
+
+template <typename Element>
+inline Pair<Compute<Element>> load_pair(const Element* from) {
+  return {load(from), load(from + lanes<Compute<Element>>)};
+}
+
+template <bool streamed, typename Element>
+inline void store_pair(Element* to, Pair<Compute<Element>> x) {
+  constexpr int width = lanes<Compute<Element>>;
+  if constexpr (streamed && sizeof(Element) == sizeof(Compute<Element>)) {
+    stream(to, x.a);
+    stream(to + width, x.b);
+  } else {
+    store(to, x.a);
+    store(to + width, x.b);
+  }
+}
+
+// Even and odd elements: bfloat16 is the upper half of a float, so both come out of one word without a shuffle.
+inline Pair<float> load_pair(const BFloat16* from) {
+  Bits32 words;
+  std::memcpy(&words, from, sizeof words);
+  return {as_float(words << 16), as_float(words & 0xffff0000u)};
+}
+
+// The caller has seen to it that no NaN has a payload.
+template <bool streamed>
+inline void store_pair(BFloat16* to, Pair<float> x) {
+  const Bits32 words = (rounded(x.a) >> 16) | (rounded(x.b) & 0xffff0000u);
+  streamed ? stream(to, words) : (void)std::memcpy(to, &words, sizeof words);
 }
 
 // The last, partial vector of a row: lanes beyond its end hold `fill`.

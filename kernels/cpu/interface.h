@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#define PS_INTERFACE_VERSION 1
+#define PS_INTERFACE_VERSION 2
 
 #define PS_PUBLIC __attribute__((visibility("default")))
 
@@ -23,6 +23,9 @@ struct PsMatrix {
   int64_t ignore_index;
   const void* inverse_temperature;
   int64_t inverse_temperature_stride;
+  double softcap;       // NaN: none
+  const uint8_t* keep;  // null: every token; else as the logits, with strides of its own
+  int64_t keep_stride_b, keep_stride_t;
   int32_t dtype, threads;
 };
 
@@ -31,9 +34,10 @@ struct PsStatistics {
 };
 
 struct PsLoss {
-  const void *advantages, *old_logprobs, *ref_logprobs;  // the last two may be null
+  const void *advantages, *old_logprobs, *ref_logprobs, *sampler_logprobs;  // the last three may be null
   const void *weights, *entropy_coef, *kl_coef;
-  double clip_low, clip_high, clip_delta;  // clip_delta: NaN for none
+  int64_t surrogate;                                    // position in reference_loss.SURROGATES
+  double clip_low, clip_high, clip_delta, sampler_cap;  // clip_delta: NaN for none
   void *losses, *kl;
   uint8_t* clipped;
   void *grad_logprobs, *grad_entropy;

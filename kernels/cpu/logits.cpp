@@ -1,6 +1,8 @@
 // The operations on matrices of logits: which rows are read, by which thread, and what is written for each.
 #include <omp.h>
 
+#include <type_traits>
+
 #include "interface.h"
 #include "pages.h"
 #include "policy_loss.h"
@@ -10,16 +12,24 @@
 namespace policy_split {
 namespace {
 
-template <typename Element>
+// The rows of a matrix and what is known of each. Row: PlainRow, or TransformedRow where there are options.
+template <typename Row>
 struct Matrix {
-  using Real = Compute<Element>;
+  using Element = typename Row::Element;
+  using Real = typename Row::Real;
   const PsMatrix& m;
 
   bool ignored(int64_t n) const { return (m.mask && !m.mask[n]) || m.targets[n] == m.ignore_index; }
   int64_t offset(int64_t n, int64_t stride_b, int64_t stride_t) const {
     return (n / m.rows_per_batch) * stride_b + (n % m.rows_per_batch) * stride_t;
   }
-  const Element* row(int64_t n) const { return (const Element*)m.logits + offset(n, m.stride_b, m.stride_t); }
+  Row row(int64_t n) const {
+    const Element* z = (const Element*)m.logits + offset(n, m.stride_b, m.stride_t);
+    if constexpr (std::is_same_v<Row, PlainRow<Element>>)
+      return {z};
+    else
+      return {{z}, m.keep ? m.keep + offset(n, m.keep_stride_b, m.keep_stride_t) : nullptr, Real(m.softcap)};
+  }
   Element* grad(int64_t n) const { return (Element*)m.grad_logits + offset(n, m.grad_stride_b, m.grad_stride_t); }
   double inverse_temperature(int64_t n) const {
     return ((const Real*)m.inverse_temperature)[n * m.inverse_temperature_stride];
@@ -55,7 +65,7 @@ struct Matrix {
   }
   void write_gradient(int64_t n, double inverse_temperature, const RowStatistics& statistics, double grad_logprob,
                       double grad_entropy) const {
-    const auto write = streamed(n) ? row_gradient<true, Element> : row_gradient<false, Element>;
+    const auto write = streamed(n) ? row_gradient<true, Row> : row_gradient<false, Row>;
     write(row(n), grad(n), m.vocabulary, m.targets[n], inverse_temperature, statistics, grad_logprob, grad_entropy);
     stream_end();
   }
@@ -81,24 +91,24 @@ void put_statistics(const PsStatistics& out, int64_t n, const RowStatistics& row
   put<Real>(out.log_sum, n, row.log_sum);
 }
 
-template <typename Element>
+template <typename Row>
 int64_t statistics(const PsMatrix& m, const PsStatistics& out) {
-  const Matrix<Element> matrix{m};
+  const Matrix<Row> matrix{m};
   const int64_t bad = matrix.first_bad_target();
   if (bad >= 0) return bad;
   matrix.for_each_row([&](int64_t n) {
     RowStatistics row = {};
     if (!matrix.ignored(n))
       row = row_statistics(matrix.row(n), m.vocabulary, m.targets[n], matrix.inverse_temperature(n));
-    put_statistics<Compute<Element>>(out, n, row);
+    put_statistics<typename Row::Real>(out, n, row);
   });
   return -1;
 }
 
-template <typename Element>
+template <typename Row>
 int64_t gradient(const PsMatrix& m, const PsStatistics& from, const void* grad_logprobs, const void* grad_entropy) {
-  using Real = Compute<Element>;
-  const Matrix<Element> matrix{m};
+  using Real = typename Row::Real;
+  const Matrix<Row> matrix{m};
   const int64_t bad = matrix.first_bad_target();
   if (bad >= 0) return bad;
   matrix.prepare_gradient();
@@ -114,18 +124,23 @@ int64_t gradient(const PsMatrix& m, const PsStatistics& from, const void* grad_l
 
 template <typename Real>
 TokenLoss token(const PsLoss& loss, int64_t n, const RowStatistics& row) {
-  const double old = loss.old_logprobs ? get<Real>(loss.old_logprobs, n) : 0;
-  const double reference = loss.ref_logprobs ? get<Real>(loss.ref_logprobs, n) : 0;
-  return token_loss(row.logprob, row.entropy, get<Real>(loss.advantages, n), loss.old_logprobs ? &old : nullptr,
-                    loss.ref_logprobs ? &reference : nullptr, get<Real>(loss.weights, n),
-                    get<Real>(loss.entropy_coef, n), get<Real>(loss.kl_coef, n),
-                    {loss.clip_low, loss.clip_high, loss.clip_delta});
+  double values[3];
+  auto optional = [&](int k, const void* vector) -> const double* {
+    if (!vector) return nullptr;
+    values[k] = get<Real>(vector, n);
+    return &values[k];
+  };
+  return token_loss(row.logprob, row.entropy,
+                    {get<Real>(loss.advantages, n), get<Real>(loss.weights, n), get<Real>(loss.entropy_coef, n),
+                     get<Real>(loss.kl_coef, n), optional(0, loss.old_logprobs), optional(1, loss.ref_logprobs),
+                     optional(2, loss.sampler_logprobs)},
+                    {Surrogate(loss.surrogate), loss.clip_low, loss.clip_high, loss.clip_delta, loss.sampler_cap});
 }
 
-template <typename Element>
+template <typename Row>
 int64_t dual_mode_loss(const PsMatrix& m, const PsStatistics& out, const PsLoss& loss) {
-  using Real = Compute<Element>;
-  const Matrix<Element> matrix{m};
+  using Real = typename Row::Real;
+  const Matrix<Row> matrix{m};
   const int64_t bad = matrix.first_bad_target();
   if (bad >= 0) return bad;
   matrix.prepare_gradient();
@@ -151,16 +166,16 @@ int64_t dual_mode_loss(const PsMatrix& m, const PsStatistics& out, const PsLoss&
   return -1;
 }
 
-template <typename Element>
+template <typename Row>
 int64_t scale_rows(const PsMatrix& m, const void* scale) {
-  using Real = Compute<Element>;
+  using Real = typename Row::Real;
   constexpr int width = lanes<Real>;
-  const Matrix<Element> matrix{m};
+  const Matrix<Row> matrix{m};
   matrix.for_each_row([&](int64_t n) {
     const double factor = get<Real>(scale, n);
     if (factor == 1) return;
     const Vector<Real> factors = splat<Real>(Real(factor));
-    Element* x = matrix.grad(n);
+    auto* x = matrix.grad(n);
     int64_t i = 0;
     for (; i + width <= m.vocabulary; i += width) store(x + i, load(x + i) * factors);
     if (i < m.vocabulary) store_part(x + i, m.vocabulary - i, load_part(x + i, m.vocabulary - i, Real(0)) * factors);
@@ -168,18 +183,22 @@ int64_t scale_rows(const PsMatrix& m, const void* scale) {
   return -1;
 }
 
-// Calls run(Element{}) for the element type of the matrix.
+// Calls run(Row{}) for the rows of this matrix: their element type, and options or none.
+template <typename Element, typename Run>
+int64_t by_options(const PsMatrix& m, Run run) {
+  return m.keep || m.softcap == m.softcap ? run(TransformedRow<Element>{}) : run(PlainRow<Element>{});
+}
 template <typename Run>
-int64_t by_dtype(int32_t dtype, Run run) {
-  switch (dtype) {
+int64_t by_row(const PsMatrix& m, Run run) {
+  switch (m.dtype) {
     case PS_BFLOAT16:
-      return run(BFloat16{});
+      return by_options<BFloat16>(m, run);
     case PS_FLOAT16:
-      return run(Half{});
+      return by_options<Half>(m, run);
     case PS_FLOAT64:
-      return run(double{});
+      return by_options<double>(m, run);
     default:
-      return run(float{});
+      return by_options<float>(m, run);
   }
 }
 
@@ -189,21 +208,20 @@ int64_t by_dtype(int32_t dtype, Run run) {
 using namespace policy_split;
 
 int64_t ps_logprobs_entropy(const PsMatrix* m, const PsStatistics* out) {
-  return by_dtype(m->dtype, [&](auto element) { return statistics<decltype(element)>(*m, *out); });
+  return by_row(*m, [&](auto row) { return statistics<decltype(row)>(*m, *out); });
 }
 
 int64_t ps_dual_mode_loss(const PsMatrix* m, const PsStatistics* out, const PsLoss* loss) {
-  return by_dtype(m->dtype, [&](auto element) { return dual_mode_loss<decltype(element)>(*m, *out, *loss); });
+  return by_row(*m, [&](auto row) { return dual_mode_loss<decltype(row)>(*m, *out, *loss); });
 }
 
 int64_t ps_logprobs_entropy_gradient(const PsMatrix* m, const PsStatistics* from, const void* grad_logprobs,
                                      const void* grad_entropy) {
-  return by_dtype(m->dtype,
-                  [&](auto element) { return gradient<decltype(element)>(*m, *from, grad_logprobs, grad_entropy); });
+  return by_row(*m, [&](auto row) { return gradient<decltype(row)>(*m, *from, grad_logprobs, grad_entropy); });
 }
 
 void ps_scale_rows(const PsMatrix* m, const void* scale) {
-  by_dtype(m->dtype, [&](auto element) { return scale_rows<decltype(element)>(*m, scale); });
+  by_row(*m, [&](auto row) { return scale_rows<decltype(row)>(*m, scale); });
 }
 
 int64_t ps_interface_version() { return PS_INTERFACE_VERSION; }

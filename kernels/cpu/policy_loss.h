@@ -10,31 +10,55 @@ struct TokenLoss {
   bool clipped;
 };
 
-struct Clip {
-  double low, high, delta;  // delta: NaN where there is no upper bound
+enum Surrogate { clip = 0, cispo = 1 };
+
+struct PolicyTerms {
+  Surrogate surrogate;
+  double clip_low, clip_high, clip_delta;  // clip_delta: NaN where there is no upper bound
+  double sampler_cap;
+};
+
+// The last three are null where there are none.
+struct TokenInputs {
+  double advantage, weight, entropy_coef, kl_coef;
+  const double *old, *reference, *sampler;
+};
+
+struct Objective {
+  double value, gradient;  // by the log of the ratio
+  bool clipped;
 };
 
 inline double scaled(double coef, double x) { return coef == 0 ? 0.0 : coef * x; }
 
-// old and reference are null where there are none.
-inline TokenLoss token_loss(double logprob, double entropy, double advantage, const double* old,
-                            const double* reference, double weight, double entropy_coef, double kl_coef,
-                            const Clip& clip) {
-  const double ratio = old ? std::exp(logprob - *old) : std::isnan(logprob) ? logprob : 1.0;
-  const bool above = advantage < 0 && ratio > clip.delta;
-  const double objective = (above ? clip.delta : ratio) * advantage;
-  const double low = 1 - clip.low, high = 1 + clip.high;
-  const double clip_objective = (ratio < low ? low : ratio > high ? high : ratio) * advantage;
+// reference_loss.policy_objective.
+inline Objective policy_objective(double ratio, double logprob, double advantage, const PolicyTerms& terms) {
+  const double low = 1 - terms.clip_low, high = 1 + terms.clip_high;
+  const double clip_ratio = ratio < low ? low : ratio > high ? high : ratio, clip_objective = clip_ratio * advantage;
+  if (terms.surrogate == cispo)
+    return {scaled(clip_objective, logprob), clip_objective, clip_ratio < ratio || clip_ratio > ratio};
+  const bool above = advantage < 0 && ratio > terms.clip_delta;
+  const double objective = (above ? terms.clip_delta : ratio) * advantage;
   const bool outside = clip_objective < objective, clipped = outside || above;
-  double kl = 0, grad_kl = 0;
-  if (reference) {
-    grad_kl = -std::expm1(*reference - logprob);
-    kl = -grad_kl - (*reference - logprob);
+  return {outside ? clip_objective : objective, clipped ? 0.0 : ratio * advantage, clipped};
+}
+
+inline TokenLoss token_loss(double logprob, double entropy, const TokenInputs& in, const PolicyTerms& terms) {
+  const double ratio = in.old ? std::exp(logprob - *in.old) : std::isnan(logprob) ? logprob : 1.0;
+  double advantage = in.advantage;
+  if (in.sampler) {
+    const double correction = std::exp((in.old ? *in.old : logprob) - *in.sampler);
+    advantage *= correction > terms.sampler_cap ? terms.sampler_cap : correction;
   }
-  const double surrogate = outside ? clip_objective : objective;
-  const double loss = weight * (-surrogate - scaled(entropy_coef, entropy) + scaled(kl_coef, kl));
-  const double grad_logprob = weight * ((clipped ? 0.0 : -advantage * ratio) + scaled(kl_coef, grad_kl));
-  return {loss, kl, grad_logprob, -weight * entropy_coef, clipped};
+  const Objective objective = policy_objective(ratio, logprob, advantage, terms);
+  double kl = 0, grad_kl = 0;
+  if (in.reference) {
+    grad_kl = -std::expm1(*in.reference - logprob);
+    kl = -grad_kl - (*in.reference - logprob);
+  }
+  const double loss = in.weight * (-objective.value - scaled(in.entropy_coef, entropy) + scaled(in.kl_coef, kl));
+  const double grad_logprob = in.weight * (-objective.gradient + scaled(in.kl_coef, grad_kl));
+  return {loss, kl, grad_logprob, -in.weight * in.entropy_coef, objective.clipped};
 }
 
 }  // namespace policy_split

@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX2__) || defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #define PS_VECTOR_BYTES 64
 #elif defined(__AVX2__)
@@ -21,7 +25,7 @@ template <>
 struct VectorOf<float> {
   typedef float Vector __attribute__((vector_size(PS_VECTOR_BYTES)));
   typedef int32_t Bits __attribute__((vector_size(PS_VECTOR_BYTES)));
-  static constexpr int mantissa_bits = 23;
+  static constexpr int mantissa_bits = 23, series_terms = 8;
   static constexpr int32_t exponent_bias = 127;
   static constexpr float round_magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
 };
@@ -30,7 +34,7 @@ template <>
 struct VectorOf<double> {
   typedef double Vector __attribute__((vector_size(PS_VECTOR_BYTES)));
   typedef int64_t Bits __attribute__((vector_size(PS_VECTOR_BYTES)));
-  static constexpr int mantissa_bits = 52;
+  static constexpr int mantissa_bits = 52, series_terms = 13;
   static constexpr int64_t exponent_bias = 1023;
   static constexpr double round_magic = 6755399441055744.0;  // 1.5 * 2^52
 };
@@ -46,16 +50,28 @@ inline Vector<Real> splat(Real x) {
   return x - Vector<Real>{};
 }
 
-// NaN in x stays NaN: the comparison is false for it.
+// maximum(a, b) is a > b ? a : b: b where either is NaN. One instruction, which GCC does not see in the comparison.
+#if defined(__AVX512F__)
+inline Vector<float> maximum(Vector<float> a, Vector<float> b) { return _mm512_max_ps(a, b); }
+inline Vector<double> maximum(Vector<double> a, Vector<double> b) { return _mm512_max_pd(a, b); }
+#elif defined(__AVX2__)
+inline Vector<float> maximum(Vector<float> a, Vector<float> b) { return _mm256_max_ps(a, b); }
+inline Vector<double> maximum(Vector<double> a, Vector<double> b) { return _mm256_max_pd(a, b); }
+#else
+inline Vector<float> maximum(Vector<float> a, Vector<float> b) { return a > b ? a : b; }
+inline Vector<double> maximum(Vector<double> a, Vector<double> b) { return a > b ? a : b; }
+#endif
+
+// NaN in x stays NaN.
 template <typename Real>
 inline Vector<Real> at_least(Vector<Real> x, Vector<Real> floor) {
-  return x < floor ? floor : x;
+  return maximum(floor, x);
 }
 
 // NaN in x is skipped.
 template <typename Real>
 inline Vector<Real> larger(Vector<Real> x, Vector<Real> best) {
-  return x > best ? x : best;
+  return maximum(x, best);
 }
 
 template <typename Real>
@@ -63,6 +79,15 @@ inline Real sum_lanes(Vector<Real> x) {
   Real total = 0;
   for (int i = 0; i < lanes<Real>; ++i) total += x[i];
   return total;
+}
+
+// 2^f - 1 for f in [-1/2, 1/2] by its series, below one unit in the last place.
+template <typename Real>
+inline Vector<Real> exp2m1_fraction(Vector<Real> f) {
+  const Vector<Real> x = f * Real(0.693147180559945309417);
+  Vector<Real> p = splat<Real>(1);
+  for (int k = VectorOf<Real>::series_terms; k >= 2; --k) p = p * (x * Real(1.0 / k)) + Real(1);
+  return p * x;
 }
 
 // 2^f for f in [-1/2, 1/2], exactly 1 at 0. float: minimax, relative error 1.1e-7.
@@ -75,30 +100,52 @@ inline Vector<float> exp2_fraction(Vector<float> f) {
   return p * f + 1.0f;
 }
 
-// double: Taylor of exp(f * ln 2) to degree 13, below one unit in the last place.
-inline Vector<double> exp2_fraction(Vector<double> f) {
-  const Vector<double> x = f * 0.693147180559945309417;
-  Vector<double> p = splat<double>(1.0);
-  for (int k = 13; k >= 1; --k) p = p * (x * (1.0 / k)) + 1.0;
-  return p;
+inline Vector<double> exp2_fraction(Vector<double> f) { return exp2m1_fraction<double>(f) + 1.0; }
+
+// 2^n of a float that holds n + round_magic.
+template <typename Real>
+inline Vector<Real> power_of_two(Vector<Real> shifted) {
+  using Traits = VectorOf<Real>;
+  typename Traits::Bits bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << Traits::mantissa_bits) + (Traits::exponent_bias << Traits::mantissa_bits);
+  Vector<Real> scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return scale;
 }
 
 // What at_least() must have been given before exp2_clamped(): 2^floor comes out as exactly 0.
 template <typename Real>
 constexpr Real exponent_floor = -Real(VectorOf<Real>::exponent_bias);
 
-// 2^d for d <= 0 clamped at exponent_floor, which gives 0, as do all d that would be subnormal. NaN stays NaN.
+// 2^d for d clamped at exponent_floor, which gives 0; a result that would be subnormal is, and Flush takes it for 0.
+// d < 127. The exponent is added to the bits of 2^f, so that a NaN does not come through: multiply by d, too.
 template <typename Real>
 inline Vector<Real> exp2_clamped(Vector<Real> d) {
   using Traits = VectorOf<Real>;
   const Vector<Real> shifted = d + Traits::round_magic;
+  const Vector<Real> mantissa = exp2_fraction(d - (shifted - Traits::round_magic));
+  typename Traits::Bits bits, exponent;
+  std::memcpy(&bits, &mantissa, sizeof bits);
+  std::memcpy(&exponent, &shifted, sizeof exponent);
+  bits += exponent << Traits::mantissa_bits;
+  Vector<Real> result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// tanh t = -m / (m + 2) with m = e^(-2|t|) - 1 = 2^n * (2^f - 1) + (2^n - 1): no digits are lost near 0.
+template <typename Real>
+inline Vector<Real> tanh_vector(Vector<Real> t) {
+  using Traits = VectorOf<Real>;
+  const Vector<Real> size = t < 0 ? -t : t;
+  const Vector<Real> d = at_least<Real>(size * Real(-2.885390081777926814720), splat<Real>(exponent_floor<Real> / 2));
+  const Vector<Real> shifted = d + Traits::round_magic;
   const Vector<Real> fraction = d - (shifted - Traits::round_magic);
-  typename Traits::Bits bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << Traits::mantissa_bits) + (Traits::exponent_bias << Traits::mantissa_bits);
-  Vector<Real> scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return exp2_fraction(fraction) * scale;
+  const Vector<Real> scale = power_of_two<Real>(shifted);
+  const Vector<Real> m = scale * exp2m1_fraction<Real>(fraction) + (scale - Real(1));
+  const Vector<Real> result = -m / (m + Real(2));
+  return t < 0 ? -result : result;
 }
 
 }  // namespace policy_split

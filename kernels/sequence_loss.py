@@ -1,0 +1,58 @@
+"""The policy loss whose ratio belongs to a whole sequence (GSPO, arXiv 2507.18071): two reads of the logits, one write.
+
+No token's gradient is known before the log-probs of its whole sequence are, so the statistics come first, then the
+mathematics below on vectors, and the gradient of the logits in backward.
+"""
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .reference import valid_rows
+from .reference_loss import policy_objective, reference_kl, sampler_weights, scaled
+
+
+def sequence_loss_rows(logits: Tensor, *arguments, length: int) -> tuple[Tensor, ...]:
+    """(losses, logprobs, entropy, kl, clipped), (N,) each, of arguments as `reference.dual_mode_loss` has them.
+
+    Each `length` rows are one sequence. The losses are differentiable in logits, the rest is detached.
+    """
+    targets, _, mask, *_ = arguments
+    logprobs, entropy, _, _ = ops.logprobs_entropy(logits, *arguments[:5])
+    losses, kl, clipped = _Losses.apply(logprobs, entropy, valid_rows(targets, mask), length, *arguments[5:])
+    return losses, logprobs.detach(), entropy.detach(), kl, clipped
+
+
+class _Losses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logprobs, entropy, valid, length, advantages, old, ref, sampler, weights, entropy_coef, kl_coef,
+                surrogate, clip_low, clip_high, clip_delta, sampler_cap):  # fmt: skip
+        old = logprobs if old is None else old
+        if sampler is not None:
+            advantages = advantages * sampler_weights(old, sampler, sampler_cap)
+        ratio = _sequence_mean(torch.where(logprobs == old, 0.0, logprobs - old), valid, length).exp()
+        objective, grad_objective, clipped = policy_objective(
+            ratio, logprobs, advantages, surrogate, clip_low, clip_high, clip_delta
+        )
+        kl, grad_kl = reference_kl(logprobs, ref)
+        losses = weights * (-objective - scaled(entropy_coef, entropy) + scaled(kl_coef, kl))
+        grads = (-weights * grad_objective, weights * scaled(kl_coef, grad_kl), -weights * entropy_coef)
+        ctx.length = length
+        ctx.save_for_backward(valid, *grads)
+        ctx.mark_non_differentiable(kl, clipped)
+        losses, kl = (torch.where(valid, x, 0.0) for x in (losses, kl))
+        return losses, kl, clipped & valid
+
+    @staticmethod
+    def backward(ctx, upstream, *_):
+        valid, to_ratio, to_logprobs, to_entropy = ctx.saved_tensors
+        shared = _sequence_mean(to_ratio * upstream, valid, ctx.length)
+        grads = (shared + to_logprobs * upstream, to_entropy * upstream)
+        return *(torch.where(valid, x, 0.0) for x in grads), *(None,) * 14
+
+
+def _sequence_mean(x: Tensor, valid: Tensor, length: int) -> Tensor:
+    """Mean over the valid rows of each sequence, for each of its rows: (N,) -> (N,)."""
+    count = valid.view(-1, length).sum(-1, keepdim=True).clamp(min=1)
+    total = torch.where(valid, x, 0.0).view(-1, length).sum(-1, keepdim=True)
+    return (total / count).expand(-1, length).reshape(-1)

@@ -1,0 +1,107 @@
+"""The functions of TRL 1.16 (`trl.trainer.utils`, `trl.kernels`) by this package's kernels, on CPUs as on GPUs."""
+
+import torch
+from policy_split_kernels import ops
+from policy_split_kernels.logprobs import logprobs_and_entropy
+from policy_split_kernels.reference import IGNORE_INDEX
+from policy_split_kernels.rows import as_rows, inverse_temperature_vector
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def selective_log_softmax_and_entropy(
+    logits: Tensor,  # (..., V)
+    index: Tensor,  # (...)
+    entropy_requires_grad: bool = True,
+    temperature: float = 1.0,
+    row_mask: Tensor | None = None,  # (...)
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of one token and entropy of each row, in nats, in one pass: as `trl.trainer.utils` has it.
+
+    `logprobs_and_entropy(logits, index, temperature=temperature, mask=row_mask)`, the entropy detached where
+    `entropy_requires_grad` is False. Returns float32 (float64 for float64 logits) of shape `(...)`.
+    Where TRL gives NaN, for logits of -inf, the right number stands here; rows that are masked or whose index is -100
+    are 0. `trl.kernels` has this function without `entropy_requires_grad`: pass what follows `index` by name.
+    Raises TypeError for an `entropy_requires_grad` that is not a bool, and what `logprobs_and_entropy` raises.
+    """
+    if not isinstance(entropy_requires_grad, bool):
+        raise TypeError(
+            f"entropy_requires_grad must be a bool, got {entropy_requires_grad!r}; "
+            "pass temperature by name, as temperature=..."
+        )
+    logprobs, entropy = logprobs_and_entropy(logits, index, temperature=temperature, mask=row_mask)
+    return logprobs, entropy if entropy_requires_grad else entropy.detach()
+
+
+def selective_log_softmax(
+    logits: Tensor,  # (..., V)
+    index: Tensor,  # (...) or (..., K)
+    temperature: float = 1.0,
+    row_mask: Tensor | None = None,  # as index
+) -> Tensor:
+    """Log-probabilities of one token or of K tokens of each row, in nats: as `trl.trainer.utils` has it.
+
+    `torch.log_softmax(logits.float() / temperature, -1).gather(-1, index)`, 0 where `row_mask` is 0 or the index -100.
+    Returns float32 (float64 for float64 logits) of the shape of `index`; TRL's fallback rounds to bfloat16.
+    K tokens cost what one costs, one read and in backward one read and one write of the logits, and 2 K numbers a row.
+    Raises TypeError or ValueError for wrong dtypes or shapes.
+    """
+    if index.dim() == logits.dim() - 1:
+        return logprobs_and_entropy(logits, index, temperature=temperature, mask=row_mask).logprobs
+    if index.shape[:-1] != logits.shape[:-1] or index.shape[-1] == 0:
+        raise ValueError(
+            f"index has shape {tuple(index.shape)}; expected {tuple(logits.shape[:-1])} or "
+            f"{(*logits.shape[:-1], 'K')} with K >= 1 for logits {tuple(logits.shape)}"
+        )
+    valid = index != IGNORE_INDEX
+    if row_mask is not None:
+        valid = valid & (row_mask != 0)
+    return _SeveralLogprobs.apply(logits, index.long(), valid, temperature)
+
+
+def entropy_from_logits(
+    logits: Tensor,  # (..., V)
+    chunk_size: int = 128,
+) -> Tensor:
+    """Entropy of each row in nats, differentiable, `(...)`: as `trl.trainer.utils` has it.
+
+    `-(log_p.exp() * log_p).sum(-1)` with `log_p = torch.log_softmax(logits.float(), -1)`; logits of -inf, for which TRL
+    gives NaN, add 0. Nothing of the size of the logits is made, so `chunk_size` has no effect.
+    """
+    any_token = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
+    return logprobs_and_entropy(logits, any_token).entropy
+
+
+class _SeveralLogprobs(torch.autograd.Function):
+    """The kernels' statistics serve K tokens of a row as they serve one; K numbers of its gradient are then replaced."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, index: Tensor, valid: Tensor, temperature: float) -> Tensor:
+        rows, shape = as_rows(logits.detach()), index.shape
+        tokens = rows.shape[0] * rows.shape[1]
+        index, valid = torch.where(valid, index, 0).reshape(tokens, -1), valid.reshape(tokens, -1)
+        inverse_temperature = inverse_temperature_vector(temperature, logits)
+        _, entropy, row_max, log_sum = ops.logprobs_entropy(
+            rows, index[:, 0].contiguous(), inverse_temperature, valid.any(-1), None, None
+        )
+        chosen = rows.gather(-1, index.view(*rows.shape[:2], -1)).view(index.shape).to(row_max.dtype)
+        logprobs = (chosen - row_max[:, None]) * inverse_temperature[:, None] - log_sum[:, None]
+        ctx.save_for_backward(logits, index, valid, inverse_temperature, entropy, row_max, log_sum, logprobs)
+        return torch.where(valid, logprobs, 0.0).view(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor):
+        logits, index, valid, inverse_temperature, entropy, row_max, log_sum, logprobs = ctx.saved_tensors
+        upstream = torch.where(valid, upstream.reshape(valid.shape), 0.0)
+        read, total = valid.any(-1), upstream.sum(-1)
+        grad = ops.logprobs_entropy_gradient(
+            as_rows(logits), index[:, 0].contiguous(), inverse_temperature, read, None, None,
+            row_max, log_sum, entropy, total, torch.zeros_like(total),
+        )  # fmt: skip
+        # The kernel gave all of the upstream gradient to the first token. A token that is named twice gets both.
+        own = ((index[:, :, None] == index[:, None, :]) * upstream[:, None, :]).sum(-1)
+        exact = (own - total[:, None] * logprobs.exp()) * inverse_temperature[:, None]
+        exact = torch.where(read[:, None], exact, 0.0).to(grad.dtype)
+        grad.view(-1, grad.shape[-1]).scatter_(-1, index, exact)
+        return grad.view(logits.shape), None, None, None

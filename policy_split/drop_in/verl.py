@@ -1,0 +1,69 @@
+"""The functions of verl 0.9 (`verl.utils.torch_functional`) by this package's kernels, on CPUs as on GPUs."""
+
+import torch
+from policy_split_kernels import ops
+from policy_split_kernels.logprobs import logprobs_and_entropy
+from policy_split_kernels.rows import as_rows, inverse_temperature_vector, target_vector
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def logprobs_from_logits(
+    logits: Tensor,  # (..., V)
+    labels: Tensor,  # (...)
+    inplace_backward: bool = True,
+) -> Tensor:
+    """Log-probability of each label in nats, differentiable, `(...)`: as `verl.utils.torch_functional` has it.
+
+    `torch.log_softmax(logits.float(), -1).gather(-1, labels[..., None])[..., 0]` in float32 (float64 for float64
+    logits), where verl without flash-attn rounds to the dtype of the logits; 0 where the label is -100.
+    `inplace_backward=True` writes the gradient over the logits where they are computed logits with rows of their own,
+    which are then gone: pass False, as verl does, where something else reads them in its backward. It then raises the
+    RuntimeError of a modified tensor; with flash-attn the gradient would be silently wrong.
+    Raises what `logprobs_and_entropy` raises.
+    """
+    if inplace_backward and torch.is_grad_enabled() and logits.requires_grad and _may_be_overwritten(logits):
+        return _InplaceBackward.apply(logits, labels)
+    return logprobs_and_entropy(logits, labels).logprobs
+
+
+def entropy_from_logits(
+    logits: Tensor,  # (..., V)
+) -> Tensor:
+    """Entropy of each row in nats, differentiable, `(...)`: as `verl.utils.torch_functional` has it.
+
+    `-(log_p.exp() * log_p).sum(-1)` with `log_p = torch.log_softmax(logits.float(), -1)`; logits of -inf, for which
+    verl gives NaN, add 0, and an offset that all logits share changes nothing.
+    """
+    any_token = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
+    return logprobs_and_entropy(logits, any_token).entropy
+
+
+def _may_be_overwritten(logits: Tensor) -> bool:
+    """Not a leaf's memory, and no element of it twice."""
+    owner = logits if logits._base is None else logits._base
+    if owner.is_leaf or logits.stride(-1) != 1 or (logits.dim() > 3 and not logits.is_contiguous()):
+        return False
+    return all(stride > 0 or size == 1 for stride, size in zip(logits.stride(), logits.shape, strict=True))
+
+
+class _InplaceBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor) -> Tensor:
+        arguments = (target_vector(labels, logits), inverse_temperature_vector(1.0, logits))
+        logprobs, entropy, row_max, log_sum = ops.logprobs_entropy(
+            as_rows(logits.detach()), *arguments, None, None, None
+        )
+        ctx.save_for_backward(logits, *arguments, row_max, log_sum, entropy)
+        return logprobs.view(labels.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor):
+        logits, target, inverse_temperature, *statistics = ctx.saved_tensors
+        data, upstream = logits.detach(), upstream.reshape(-1).contiguous()
+        nothing = torch.zeros_like(upstream)
+        ops.logprobs_entropy_gradient_(
+            as_rows(data), target, inverse_temperature, None, None, None, *statistics, upstream, nothing
+        )
+        return data, None

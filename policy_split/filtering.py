@@ -1,0 +1,34 @@
+"""The tokens that filtered sampling keeps, so that log-probs can be those of the distribution that was sampled."""
+
+import torch
+from torch import Tensor
+
+CHUNK = 1024  # rows that are sorted at once
+
+
+@torch.no_grad()
+def sampling_mask(
+    logits: Tensor,  # (..., V)
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> Tensor:
+    """Where the filters of `model.generate` leave a token: bool (..., V), the `keep_mask` of log-probs and loss.
+
+    The same as transformers' warpers one after the other, in its order (temperature, top_k, top_p, min_p), of which
+    None is left out; with none of them everything is kept. The shapes, units and errors are those of the warpers.
+    """
+    from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    filters = ((TopKLogitsWarper, top_k), (TopPLogitsWarper, top_p), (MinPLogitsWarper, min_p))
+    warpers = [warper(value) for warper, value in filters if value is not None]
+    rows = logits.reshape(-1, logits.shape[-1])
+    keep = torch.ones(rows.shape, dtype=torch.bool, device=logits.device)
+    for start in range(0, len(rows) if warpers else 0, CHUNK):
+        scores = rows[start : start + CHUNK].float() / temperature
+        for warper in warpers:
+            scores = warper(None, scores)
+        keep[start : start + CHUNK] = scores != -torch.inf
+    return keep.view(logits.shape)

@@ -1,0 +1,90 @@
+"""What the loss checks of its arguments, and the per-token numbers that it makes of them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from policy_split_kernels.reference import statistics_dtype, valid_rows
+from policy_split_kernels.reference_loss import SURROGATES
+from policy_split_kernels.rows import token_vector
+from torch import Tensor
+
+from .loss_weights import token_weights
+
+RATIO_LEVELS = ("token", "sequence")
+
+
+def check_settings(
+    surrogate: str, ratio_level: str, clip_low: float, clip_high: float, clip_delta: float | None, sampler_cap: float
+) -> None:
+    for name, value, allowed in (("surrogate", surrogate, SURROGATES), ("ratio_level", ratio_level, RATIO_LEVELS)):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    if surrogate == "cispo" and (ratio_level != "token" or clip_delta is not None):
+        raise ValueError("surrogate='cispo' weighs each token by its own clipped ratio: no sequence, no clip_delta")
+    if not sampler_cap > 0:
+        raise ValueError(f"sampler_cap must be above 0, got {sampler_cap}")
+    if not 0 <= clip_low <= 1:
+        raise ValueError(f"clip_low must be between 0 and 1, got {clip_low}")
+    if not (clip_high >= 0 and math.isfinite(clip_high)):
+        raise ValueError(f"clip_high must be finite and >= 0, got {clip_high}")
+    if clip_delta is not None and not clip_delta > 1 + clip_high:
+        raise ValueError(f"clip_delta must be above 1 + clip_high = {1 + clip_high}, got {clip_delta}")
+
+
+def check_inplace(logits: Tensor, rows: Tensor, ratio_level: str) -> None:
+    if ratio_level == "sequence":
+        raise ValueError("inplace_gradient=True forms the gradient in forward; a sequence's ratio is not known there")
+    if logits.is_leaf and logits.requires_grad:
+        raise ValueError("inplace_gradient=True would overwrite a leaf tensor that requires grad; pass computed logits")
+    copied = logits.stride(-1) != 1 or (logits.dim() > 3 and not logits.is_contiguous())
+    if copied or any(stride == 0 and size > 1 for stride, size in zip(rows.stride(), rows.shape, strict=True)):
+        raise ValueError(
+            f"inplace_gradient=True needs logits whose rows lie apart in memory with a contiguous vocabulary; "
+            f"got shape {tuple(logits.shape)} with strides {logits.stride()}"
+        )
+
+
+def number_of_modes(**named: Sequence[float]) -> int:
+    """How many modes the coefficients are for: zeros alone fit any number, others must agree."""
+    for name, values in named.items():
+        if len(values) == 0 or not all(math.isfinite(value) for value in values):
+            raise ValueError(f"{name} must be finite, one number per mode, got {tuple(values)}")
+    sizes = {len(values) for values in named.values() if any(values)} or {max(map(len, named.values()))}
+    if len(sizes) > 1:
+        raise ValueError(f"one coefficient per mode is needed in each of them, got {named}")
+    return sizes.pop()
+
+
+def coefficients(mode: Tensor, logits: Tensor, **named: Sequence[float]) -> list[Tensor]:
+    """The coefficient of each row's mode (N,): no copy from the host, NaN for an unknown mode."""
+    modes = number_of_modes(**named)
+    if isinstance(mode, Tensor) and mode.dtype.is_floating_point:
+        raise TypeError(f"mode must be integers, got {mode.dtype}")
+    row_mode = token_vector("mode", mode, logits)
+    if row_mode.device.type == "cpu" and not torch.compiler.is_compiling() and row_mode.numel():
+        low, high = int(row_mode.min()), int(row_mode.max())
+        if low < 0 or high >= modes:
+            raise ValueError(f"mode holds {low if low < 0 else high}; {modes} coefficients allow 0 to {modes - 1}")
+    rows = []
+    for values in named.values():
+        coef = torch.full(row_mode.shape, torch.nan, dtype=statistics_dtype(logits.dtype), device=row_mode.device)
+        for k, value in enumerate(values if any(values) else (0.0,) * modes):
+            coef = torch.where(row_mode == k, float(value), coef)
+        rows.append(coef)
+    return rows
+
+
+def normaliser(
+    targets: Tensor, mask: Tensor | None, logits: Tensor, loss_type: str | None, max_completion_length: int | None
+) -> Tensor:
+    """Weight of each row (N,): 1 / number of valid tokens, or that of `loss_type`."""
+    dtype, valid = statistics_dtype(logits.dtype), valid_rows(targets, mask)
+    if loss_type is None:
+        return valid.sum().clamp(min=1).to(dtype).reciprocal().expand(targets.shape).contiguous()
+    if loss_type == "dr_grpo" and max_completion_length is None:
+        raise ValueError("loss_type='dr_grpo' divides by max_completion_length, which is not given")
+    if logits.dim() < 2:
+        raise ValueError(f"loss_type={loss_type!r} needs logits (..., T, V), got shape {tuple(logits.shape)}")
+    rows = valid.view(-1, logits.shape[-2])
+    return token_weights(rows, loss_type, max_completion_length=max_completion_length).to(dtype).reshape(-1)

@@ -1,0 +1,88 @@
+"""The dual-mode entropy bonus as a differentiable term of the loss, where regularizer="loss".
+
+Of each token with weight w, mode m and other mode m' on the same response, in nats:
+
+    -w * scale[m] * (H(pi_m) + (1 - alpha) * KL(pi_m || sg(pi_m')))        sg(x): x without its gradient
+
+with the mode's scale of `advantages.mode_scales`: the bonus of arXiv 2604.11510 (eq. 4-6) in expectation over the
+vocabulary. The kernel of the policy loss forms the entropy's gradient (`entropy_coefficients`), `mode_push` the KL's.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from policy_split_kernels.divergence import mode_divergence
+from torch import Tensor
+
+from .advantages import mode_scales
+from .config import PolicySplitConfig
+from .modes import MODES
+
+
+def loss_scales(config: PolicySplitConfig) -> tuple[float, float]:
+    """Scale of each mode's bonus in the loss: 0 where the bonus is a part of the advantage."""
+    return mode_scales(config.eta, config.eta_normal) if config.regularizer == "loss" else (0.0, 0.0)
+
+
+def entropy_coefficients(config: PolicySplitConfig) -> tuple[float, float]:
+    """Each mode's entropy_coef of `dual_mode_loss`: the entropy term's own and that of the bonus."""
+    normal, high = loss_scales(config)
+    return config.entropy_coef_normal + normal, config.entropy_coef_high_entropy + high
+
+
+def push_coefficients(config: PolicySplitConfig) -> tuple[float, float]:
+    """Each mode's coefficient of `mode_push`."""
+    normal, high = loss_scales(config)
+    return (1 - config.alpha) * normal, (1 - config.alpha) * high
+
+
+def mode_push(
+    logits: Tensor,  # (2*B, T, V) of both modes: as rollout.cut pairs the rows
+    weights: Tensor,  # (2*B, T)
+    mask: Tensor,  # (2*B, T)
+    coefficients: Sequence[float],  # in the modes' order
+    temperature: float,
+) -> Tensor:
+    """The KL part of the bonus, a scalar whose gradient is formed at once: the logits may be overwritten afterwards.
+
+    The same as::
+
+        normal, high = torch.log_softmax(logits.float() / temperature, -1).chunk(2)
+        kl_normal = (normal.exp() * (normal - high.detach())).sum(-1)
+        kl_high = (high.exp() * (high - normal.detach())).sum(-1)
+        kl = torch.cat((coefficients[0] * kl_normal, coefficients[1] * kl_high))
+        loss = -(weights * kl).sum()  # over mask
+
+    A mode whose coefficient is 0 costs nothing. 0 without gradient if both are.
+    """
+    loss = torch.zeros((), device=logits.device)
+    if not any(coefficients):
+        return loss
+    if logits.dtype == torch.float16:
+        logits = logits.float()  # a gradient formed before the loss scale reaches it would be lost in float16
+    halves, weights, mask = logits.chunk(2), weights.chunk(2), mask.chunk(2)
+    for mode in MODES:
+        if coefficients[mode]:
+            weight = -coefficients[mode] * weights[mode]
+            loss = loss + _WeightedKL.apply(halves[mode], halves[1 - mode].detach(), weight, mask[mode], temperature)
+    return loss
+
+
+class _WeightedKL(torch.autograd.Function):
+    """sum(weights * KL(own || other)), differentiable in own (B, T, V), of which nothing is kept for backward."""
+
+    @staticmethod
+    def forward(ctx, own: Tensor, other: Tensor, weights: Tensor, mask: Tensor, temperature: float) -> Tensor:
+        with torch.enable_grad():
+            own = own.detach().requires_grad_()
+            total = (weights * mode_divergence(own, other, temperature=temperature, mask=mask).kl_ab).sum()
+        (ctx.gradient,) = torch.autograd.grad(total, own)
+        return total.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradient is None:
+            raise RuntimeError("the gradient of mode_push was used by an earlier backward")
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(upstream), None, None, None, None
