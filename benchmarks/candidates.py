@@ -38,12 +38,17 @@ class Batch:
         if sequences is not None:
             per_sequence = self.advantages.view(sequences, -1)[:, :1]
             self.advantages = per_sequence.expand(sequences, tokens // sequences).reshape(-1)
-        self.mask = normal(tokens).sigmoid().argsort() >= masked * tokens if masked else None
+        self.mask = normal(tokens).argsort() >= masked * tokens if masked else None
 
     @property
     def tokens(self) -> tuple[Tensor, ...]:
         """What a loss takes beside the logits."""
         return self.targets, self.advantages, self.mode, self.old_logprobs
+
+
+def sequences_of(tokens: int) -> int:
+    """Into how many sequences of equal length the rows are cut, for functions that take (B, T, V)."""
+    return 8 if tokens % 8 == 0 else 1
 
 
 def eager_statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,26 +116,27 @@ def forward(statistics: Callable, batches: list[Batch]) -> Callable[[int], objec
     return run
 
 
-def loss_and_gradient(loss: Callable, batches: list[Batch], **settings) -> Callable[[int], object]:
+def loss_and_gradient(
+    loss: Callable, batches: list[Batch], masked: bool = False, with_entropy: bool = True
+) -> Callable[[int], object]:
     """Forward and backward by a fixed upstream gradient of 1, the gradient into a fresh buffer."""
 
     def run(k: int) -> object:
         batch = batches[k % len(batches)]
         leaf = batch.logits.detach().requires_grad_()
-        return torch.autograd.grad(loss(leaf, *batch.tokens, **settings), leaf)
+        value = loss(leaf, *batch.tokens, mask=batch.mask if masked else None, with_entropy=with_entropy)
+        return torch.autograd.grad(value, leaf)
 
     return run
 
 
-def loss_and_gradient_inplace(batches: list[Batch], scratch: Tensor, **settings) -> Callable[[int], object]:
+def loss_and_gradient_inplace(batches: list[Batch], scratch: Tensor) -> Callable[[int], object]:
     """Ours over the logits' own memory: `scratch` holds logits of any values, which each call turns into a gradient."""
 
     def run(k: int) -> object:
-        batch = batches[k % len(batches)]
         leaf = scratch.detach().requires_grad_()
-        return torch.autograd.grad(
-            our_loss(leaf.view_as(leaf), *batch.tokens, inplace_gradient=True, **settings), leaf
-        )
+        value = our_loss(leaf.view_as(leaf), *batches[k % len(batches)].tokens, inplace_gradient=True)
+        return torch.autograd.grad(value, leaf)
 
     return run
 

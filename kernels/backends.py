@@ -57,7 +57,7 @@ def _fastest(device: torch.device) -> str:
     if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         return "triton"
     if device.type == "cpu":
-        native = importlib.import_module(".native", __package__)
+        native = importlib.import_module(".native_library", __package__)
         if native.library() is not None:
             return "native"
         warnings.warn(f"{native.why_missing()}; plain PyTorch serves, many times slower", RuntimeWarning, stacklevel=2)
@@ -67,7 +67,7 @@ def _fastest(device: torch.device) -> str:
 def _check_native(device: torch.device) -> None:
     if device.type != "cpu":
         raise ValueError(f"backend 'native' computes on CPU tensors, these are on {device}; use 'triton' or 'auto'")
-    native = importlib.import_module(".native", __package__)
+    native = importlib.import_module(".native_library", __package__)
     if native.library() is None:
         raise RuntimeError(f"backend 'native': {native.why_missing()}")
 

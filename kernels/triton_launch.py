@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 VECTOR_BYTES = 16  # the widest load and store of a thread
@@ -32,7 +33,7 @@ RESIDENT_SHARE = 0.6
 # half of it empty. It reads a limit as leave to use it up, so only the loss kernel has one (AMD has no such option).
 RESIDENT_THREADS = 512
 RESIDENT_REGISTERS = 128
-# Only the alignment of the matrices is compiled for: neither the batch nor a slice of a vector may recompile a kernel.
+# Neither the batch nor the alignment of a slice of a vector may recompile a kernel.
 MATRICES = {"logits_ptr", "grad_ptr", "keep_ptr", "logits_a_ptr", "logits_b_ptr", "grad_a_ptr", "grad_b_ptr"}
 
 
@@ -51,9 +52,10 @@ class Tiling(NamedTuple):
 
 
 def jit(function):
-    """triton.jit of a kernel; its constants are the arguments in capitals."""
+    """triton.jit of a kernel that is compiled for its constants and for the alignment of its matrices alone."""
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return triton.jit(function, do_not_specialize=[name for name in names if name.islower() and name not in MATRICES])
+    constants = {name for name, annotation in function.__annotations__.items() if annotation is tl.constexpr}
+    return triton.jit(function, do_not_specialize=[name for name in names if name not in constants | MATRICES])
 
 
 class Machine(NamedTuple):

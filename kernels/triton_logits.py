@@ -44,7 +44,7 @@ def _row_target(n, targets_ptr, mask_ptr, V: tl.constexpr):
 def _row_transform(n, T, softcap, CAPPED: tl.constexpr, keep_ptr, stride_b, stride_t, VEC: tl.constexpr):
     """The row's own `transform`, as `triton_tiles` has it."""
     return (
-        softcap if CAPPED else None,
+        tl.full((), softcap, tl.float64) if CAPPED else None,
         None if keep_ptr is None else keep_ptr + row_offset(n, T, stride_b, stride_t, VEC),
     )
 
@@ -104,7 +104,8 @@ def logprobs_entropy_gradient_kernel(
 @jit
 def dual_mode_loss_kernel(
     logits_ptr, targets_ptr, inverse_temperature_ptr, mask_ptr, softcap: tl.float64, keep_ptr,
-    advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, sampler_logprobs_ptr, weights_ptr, entropy_coef_ptr, kl_coef_ptr,
+    advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, sampler_logprobs_ptr, weights_ptr,
+    entropy_coef_ptr, kl_coef_ptr,
     clip_low: tl.float64, clip_high: tl.float64, clip_delta: tl.float64, sampler_cap: tl.float64, grad_ptr,
     losses_ptr, logprobs_ptr, entropy_ptr, kl_ptr, clipped_ptr, row_max_ptr, log_sum_ptr,
     grad_logprobs_ptr, grad_entropy_ptr,
@@ -133,8 +134,8 @@ def dual_mode_loss_kernel(
                 row_ptr, transform, target, inverse_temperature, V, DEPTH, LANES, VEC
             )  # fmt: skip
             loss, kl, clipped, grad_logprob, grad_entropy = loss_of_statistics(
-                n, logprob, entropy, advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, sampler_logprobs_ptr, weights_ptr,
-                entropy_coef_ptr, kl_coef_ptr, clip_low, clip_high, clip_delta, sampler_cap, CISPO,
+                n, logprob, entropy, advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, sampler_logprobs_ptr,
+                weights_ptr, entropy_coef_ptr, kl_coef_ptr, clip_low, clip_high, clip_delta, sampler_cap, CISPO,
             )  # fmt: skip
         tl.store(losses_ptr + n, loss)
         tl.store(logprobs_ptr + n, logprob)

@@ -7,7 +7,7 @@ Exponents are in base 2: exp(x) = exp2(x * LOG2E), and exp2 is one instruction.
 import triton
 import triton.language as tl
 
-from .triton_tiles import LOG2E, load_target_x, load_x, softcap_slope, tile_pointers
+from .triton_tiles import LOG2E, load_target_x, load_x, softcap_slope, store_tile
 
 LN2 = tl.constexpr(0.6931471805599453)
 # Exponents are bounded by this before they are multiplied: exp2 is 0 there already, and 0 * -1e4 is 0 where 0 * -inf is
@@ -107,8 +107,7 @@ def _write_tile_gradient(
     grad = tl.exp2(d) * (level + slope * d)
     if softcap is not None:
         grad *= softcap_slope(x, softcap)
-    pointers, inside = tile_pointers(grad_ptr, i, V, DEPTH, LANES, VEC, TAIL)
-    tl.store(pointers, grad.to(grad_ptr.dtype.element_ty), mask=inside)
+    store_tile(grad_ptr, i, grad, V, DEPTH, LANES, VEC, TAIL)
 
 
 @triton.jit

@@ -13,16 +13,7 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 MINUS_INF = tl.constexpr(float("-inf"))
 TWO_BFLOAT16_MINUS_INF = tl.constexpr(-0x7F0080)  # 0xFF80FF80 as int32
-# tanh(t) = t + t^3 * polynomial(t^2) below this, to 4e-9 and 1e-16; above it 1 - 2 / (1 + exp(2t)) is as good.
 TANH_SMALL = tl.constexpr(0.55)
-TANH_FP32 = tl.constexpr(
-    (-0.006610227831114734, 0.021309388664443474, -0.05390942882746055, 0.1333311372902087, -0.3333333200797698)
-)
-TANH_FP64 = tl.constexpr((
-    5.390642014172176e-05, -0.00021454222089075102, 0.0005817724407868131, -0.0014541180436174583,
-    0.003591904413192802, -0.008863217663269123, 0.021869487712363182, -0.05396825394889914, 0.13333333333315647,
-    -0.3333333333333331,
-))  # fmt: skip
 
 
 @triton.jit
@@ -34,19 +25,43 @@ def row_offset(n, T, stride_b, stride_t, VEC: tl.constexpr):
 
 
 @triton.jit
+def _tile_offsets(V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, TAIL: tl.constexpr):
+    TAIL_DEPTH: tl.constexpr = triton.next_power_of_2(triton.cdiv(V % (DEPTH * LANES * VEC), LANES * VEC))
+    return tl.arange(0, TAIL_DEPTH if TAIL else DEPTH)[:, None] * (LANES * VEC) + tl.arange(0, LANES * VEC)[None, :]
+
+
+@triton.jit
 def tile_pointers(
     row_ptr, i, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, TAIL: tl.constexpr
 ):
-    """Pointers to tile i of a row, and which of them are inside of it: None for all, but for the last, partial tile.
+    """Pointers to tile i of a row; the last, partial one is a TAIL of no more depth than it needs."""
+    return row_ptr + i * (DEPTH * LANES * VEC) + _tile_offsets(V, DEPTH, LANES, VEC, TAIL)
 
-    VEC divides V, so a vector is inside or outside as a whole.
-    """
-    TILE: tl.constexpr = DEPTH * LANES * VEC
-    REST: tl.constexpr = V % TILE
-    TILE_DEPTH: tl.constexpr = triton.next_power_of_2(triton.cdiv(REST, LANES * VEC)) if TAIL else DEPTH
-    offsets = tl.arange(0, TILE_DEPTH)[:, None] * (LANES * VEC) + tl.arange(0, LANES * VEC)[None, :]
-    inside = offsets // VEC < REST // VEC if TAIL else None
-    return row_ptr + i * TILE + offsets, inside
+
+@triton.jit
+def tail_inside(V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
+    """Which elements of the tail are; VEC divides V, so a vector is inside or outside as a whole."""
+    return _tile_offsets(V, DEPTH, LANES, VEC, True) // VEC < V % (DEPTH * LANES * VEC) // VEC
+
+
+@triton.jit
+def _load(
+    row_ptr, i, other, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, TAIL: tl.constexpr
+):
+    pointers = tile_pointers(row_ptr, i, V, DEPTH, LANES, VEC, TAIL)
+    inside = tail_inside(V, DEPTH, LANES, VEC) if TAIL else None
+    return tl.load(pointers, mask=inside, other=other if TAIL else None)
+
+
+@triton.jit
+def store_tile(
+    row_ptr, i, values,
+    V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """Round and store tile i."""
+    pointers = tile_pointers(row_ptr, i, V, DEPTH, LANES, VEC, TAIL)
+    values = tl.broadcast_to(values.to(row_ptr.dtype.element_ty), pointers.shape)
+    tl.store(pointers, values, mask=tail_inside(V, DEPTH, LANES, VEC) if TAIL else None)
 
 
 @triton.jit
@@ -58,28 +73,31 @@ def _load_tile(
     if row_ptr.dtype.element_ty == tl.bfloat16 and VEC > 1:
         # Two bfloat16 are the halves of one word, and each becomes float32 by one instruction; alone it takes two.
         words_ptr = row_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-        pointers, inside = tile_pointers(words_ptr, i, V // 2, DEPTH, LANES, VEC // 2, TAIL)
-        words = tl.load(pointers, mask=inside, other=TWO_BFLOAT16_MINUS_INF if TAIL else None)
+        words = _load(words_ptr, i, TWO_BFLOAT16_MINUS_INF, V // 2, DEPTH, LANES, VEC // 2, TAIL)
         first = (words << 16).to(tl.float32, bitcast=True)
         second = (words & -65536).to(tl.float32, bitcast=True)
         logits = tl.join(first, second).reshape(words.shape[0], LANES * VEC)
     else:
-        pointers, inside = tile_pointers(row_ptr, i, V, DEPTH, LANES, VEC, TAIL)
-        logits = tl.load(pointers, mask=inside, other=MINUS_INF if TAIL else None)
+        logits = _load(row_ptr, i, MINUS_INF, V, DEPTH, LANES, VEC, TAIL)
     return logits.to(dtype)
 
 
 @triton.jit
 def _tanh(t):
+    """t + t^3 * p(t^2) near 0, to 4e-9 (float64: 1e-16); from TANH_SMALL on 1 - 2 / (1 + exp(2 |t|)) is as good."""
     dtype: tl.constexpr = t.dtype
-    COEFFICIENTS: tl.constexpr = TANH_FP64 if dtype == tl.float64 else TANH_FP32
-    square = t * t
-    polynomial = tl.zeros_like(t)
-    for k in tl.static_range(len(COEFFICIENTS)):
-        polynomial = tl.fma(polynomial, square, COEFFICIENTS[k])
+    s = t * t
+    if dtype == tl.float64:
+        p = (5.390642014172176e-05 * s - 0.00021454222089075102) * s + 0.0005817724407868131
+        p = ((p * s - 0.0014541180436174583) * s + 0.003591904413192802) * s - 0.008863217663269123
+        p = ((p * s + 0.021869487712363182) * s - 0.05396825394889914) * s + 0.13333333333315647
+        p = p * s - 0.3333333333333331
+    else:
+        p = (0.021309388664443474 - 0.006610227831114734 * s) * s - 0.05390942882746055
+        p = (p * s + 0.1333311372902087) * s - 0.3333333200797698
     size = tl.abs(t)
     large = 1 - 2 / (1 + tl.exp2(size * (2 * LOG2E)))
-    return tl.where(size < TANH_SMALL, tl.fma(t * square, polynomial, t), tl.where(t < 0, -large, large))
+    return tl.where(size < TANH_SMALL, t + t * s * p, tl.where(t < 0, -large, large))
 
 
 @triton.jit
@@ -111,8 +129,7 @@ def load_x(
     logits = _load_tile(row_ptr, i, dtype, V, DEPTH, LANES, VEC, TAIL)
     keep = None
     if keep_ptr is not None:
-        pointers, inside = tile_pointers(keep_ptr, i, V, DEPTH, LANES, VEC, TAIL)
-        keep = tl.load(pointers, mask=inside, other=0 if TAIL else None) != 0
+        keep = _load(keep_ptr, i, 0, V, DEPTH, LANES, VEC, TAIL) != 0
     return _transformed(logits, keep, softcap)
 
 
@@ -125,23 +142,20 @@ def load_target_x(row_ptr, transform, target, dtype: tl.constexpr):
 
 @triton.jit
 def fill_row(row_ptr, value, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
-    TILE: tl.constexpr = DEPTH * LANES * VEC
-    value = tl.full((), value, row_ptr.dtype.element_ty)
-    for i in range(V // TILE):
-        pointers, _ = tile_pointers(row_ptr, i, V, DEPTH, LANES, VEC, False)
-        tl.store(pointers, tl.broadcast_to(value, pointers.shape))
-    if V % TILE != 0:
-        tail, inside = tile_pointers(row_ptr, V // TILE, V, DEPTH, LANES, VEC, True)
-        tl.store(tail, tl.broadcast_to(value, tail.shape), mask=inside)
+    TILES: tl.constexpr = V // (DEPTH * LANES * VEC)
+    value = tl.full((1, 1), value, row_ptr.dtype.element_ty)
+    for i in range(TILES):
+        store_tile(row_ptr, i, value, V, DEPTH, LANES, VEC, False)
+    if V % (DEPTH * LANES * VEC) != 0:
+        store_tile(row_ptr, TILES, value, V, DEPTH, LANES, VEC, True)
 
 
 @triton.jit
 def scale_row(row_ptr, scale, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
-    TILE: tl.constexpr = DEPTH * LANES * VEC
-    dtype: tl.constexpr = row_ptr.dtype.element_ty
-    for i in range(V // TILE):
-        pointers, _ = tile_pointers(row_ptr, i, V, DEPTH, LANES, VEC, False)
-        tl.store(pointers, (tl.load(pointers).to(scale.dtype) * scale).to(dtype))
-    if V % TILE != 0:
-        tail, inside = tile_pointers(row_ptr, V // TILE, V, DEPTH, LANES, VEC, True)
-        tl.store(tail, (tl.load(tail, mask=inside).to(scale.dtype) * scale).to(dtype), mask=inside)
+    TILES: tl.constexpr = V // (DEPTH * LANES * VEC)
+    for i in range(TILES):
+        x = _load_tile(row_ptr, i, scale.dtype, V, DEPTH, LANES, VEC, False)
+        store_tile(row_ptr, i, x * scale, V, DEPTH, LANES, VEC, False)
+    if V % (DEPTH * LANES * VEC) != 0:
+        tail_x = _load_tile(row_ptr, TILES, scale.dtype, V, DEPTH, LANES, VEC, True)
+        store_tile(row_ptr, TILES, tail_x * scale, V, DEPTH, LANES, VEC, True)

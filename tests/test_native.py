@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 import truth
-from policy_split_kernels import native, reference
+from policy_split_kernels import native, native_library, reference
 
 CAPABILITIES = {"default": 0, "avx2": 1, "avx512": 2}
 HERE = {"AVX512": 2, "AVX2": 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
@@ -13,8 +13,8 @@ HERE = {"AVX512": 2, "AVX2": 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
 
 def test_the_library_was_built_and_loads():
     """Without it everything still works, many times slower: this is the one place that notices."""
-    library = native.library()
-    assert library is not None, native.why_missing()
+    library = native_library.library()
+    assert library is not None, native_library.why_missing()
     expected = next(name for name, level in CAPABILITIES.items() if level == HERE)
     assert library.ps_instruction_set().decode() == expected
 
@@ -45,9 +45,9 @@ def arguments(dtype, rows, vocabulary, options=False):
 @pytest.mark.parametrize("vocabulary", [1, 3, 16, 65, 2053, 4100])
 @pytest.mark.parametrize("options", [False, True])
 def test_every_instruction_set(monkeypatch, instruction_set, dtype, vocabulary, options):
-    opened = native.load_library(instruction_set)
+    opened = native_library.load_library(instruction_set)
     assert opened is not None
-    monkeypatch.setattr(native, "library", lambda: opened)
+    monkeypatch.setattr(native_library, "library", lambda: opened)
     call = arguments(dtype, 5, vocabulary, options)
     exact = [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in call]
     gradient = torch.full_like(call[0], 7.0)
@@ -68,8 +68,8 @@ def test_every_instruction_set(monkeypatch, instruction_set, dtype, vocabulary, 
 @pytest.mark.parametrize("instruction_set", [name for name, level in CAPABILITIES.items() if level <= HERE])
 def test_every_number_of_a_short_type_is_read_and_rounded_as_in_torch(monkeypatch, instruction_set, dtype):
     """All 65,536 bit patterns through load, times a factor, store: scale_rows_ does nothing else."""
-    opened = native.load_library(instruction_set)
-    monkeypatch.setattr(native, "library", lambda: opened)
+    opened = native_library.load_library(instruction_set)
+    monkeypatch.setattr(native_library, "library", lambda: opened)
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, 16, -1)
     for factor in (0.999, -3.14159, 1e-3, 1.5):  # 1.5: half of the odd numbers end in a tie
         scaled = every.clone()
@@ -140,13 +140,13 @@ def test_threads_do_not_change_a_bit():
 
 
 def test_a_library_of_other_sources_is_refused(monkeypatch):
-    monkeypatch.setattr(native, "INTERFACE_VERSION", -1)
+    monkeypatch.setattr(native_library, "INTERFACE_VERSION", -1)
     with pytest.warns(RuntimeWarning, match="built from other sources"):
-        assert native.load_library("default") is None
+        assert native_library.load_library("default") is None
 
 
 def test_structures_have_the_size_of_the_c_interface():
     """Eight bytes for each pointer, integer and double; the two 32-bit fields of a matrix share one."""
-    assert ctypes.sizeof(native._Matrix) == 8 * 19
-    assert ctypes.sizeof(native._Statistics) == 8 * 4
-    assert ctypes.sizeof(native._Loss) == 8 * 17
+    assert ctypes.sizeof(native_library.Matrix) == 8 * 19
+    assert ctypes.sizeof(native_library.Statistics) == 8 * 4
+    assert ctypes.sizeof(native_library.Loss) == 8 * 17

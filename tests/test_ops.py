@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from policy_split_kernels import backends, native, ops, reference
+from policy_split_kernels import backends, native, native_library, ops, reference
 
 import policy_split
 from policy_split import dual_mode_loss, logprobs_and_entropy
@@ -169,7 +169,7 @@ def test_triton_refuses_cpu_tensors_outside_the_interpreter(monkeypatch):
 
 def test_a_missing_library_is_said_once_and_torch_serves(monkeypatch):
     monkeypatch.setattr(backends, "_chosen", "auto")
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native_library, "library", lambda: None)
     with pytest.warns(RuntimeWarning, match="plain PyTorch serves, many times slower"):
         assert backends.cells(torch.device("cpu")) is reference
     monkeypatch.setattr(backends, "_chosen", "native")

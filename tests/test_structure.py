@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 KERNELS = [
     {"reference_loss", "memory", "triton_launch", "triton_rows", "triton_loss"},
     {"reference"},
-    {"reference_divergence", "native", "triton_logits", "rows"},
-    {"native_divergence", "triton_divergence"},
+    {"reference_divergence", "native_library", "triton_logits", "rows"},
+    {"native", "native_divergence", "triton_divergence"},
     {"backends"},
     {"ops"},
     {"autograd", "sequence_loss"},
@@ -41,7 +41,7 @@ PACKAGE = [
     {"cli"},
 ]
 ONLY = {
-    "ctypes": {"native"},
+    "ctypes": {"native_library"},
     "triton": {"triton_launch", "triton_rows", "triton_loss", "triton_logits", "triton_divergence"},
     "argparse": {"cli"},
 }

@@ -73,9 +73,9 @@ def warm_ups(target, **options):
     """The host functions of triton_logits, with their launches caught."""
     machine = triton_launch.Machine(target.warp_size, 100, 50 << 20, nvidia=target.backend == "cuda")
     replaced = {name: WarmUp(getattr(triton_logits, name), **options) for name in KERNELS}
-    replaced |= {"on_device": lambda _: contextlib.nullcontext(), "machine_of": lambda _: machine}
+    replaced |= {"on_device": lambda _: contextlib.nullcontext()}
     previous = {name: getattr(triton_logits, name) for name in replaced}
-    previous_machine, triton_launch.machine_of = triton_launch.machine_of, replaced["machine_of"]
+    previous_machine, triton_launch.machine_of = triton_launch.machine_of, lambda _: machine
     vars(triton_logits).update(replaced)
     try:
         yield replaced
@@ -92,7 +92,7 @@ def call(name, logits, *, optional=True, shift=0):
         return torch.ones(shift + logits.shape[0] * logits.shape[1], dtype=dtype)[shift:]
 
     mask = vector(torch.bool) if optional else None
-    common = (logits, vector(torch.int64), vector() if optional else vector()[:1], mask)
+    common = (logits, vector(torch.int64), vector() if optional else vector()[:1], mask, None, None)
     if name == "statistics":
         triton_logits.logprobs_entropy(*common)
     elif name == "gradient":
@@ -100,11 +100,11 @@ def call(name, logits, *, optional=True, shift=0):
     elif name == "scale":
         triton_logits.scale_rows_(logits, vector())
     else:
-        behaviour = (vector(), vector()) if optional else (None, None)
+        behaviour = (vector(), vector(), vector()) if optional else (None, None, None)
         grad_logits = None if name == "loss_forward" else torch.empty_like(logits)
         coefficients = (vector(), vector(), vector())
         triton_logits.dual_mode_loss(
-            *common, vector(), *behaviour, *coefficients, 0.2, 0.28, 3.0 if optional else None, grad_logits
+            *common, vector(), *behaviour, *coefficients, "clip", 0.2, 0.28, 3.0 if optional else None, 2.0, grad_logits
         )
 
 

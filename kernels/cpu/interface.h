@@ -43,6 +43,15 @@ struct PsLoss {
   void *grad_logprobs, *grad_entropy;
 };
 
+// (N,) each.
+struct PsDivergence {
+  void *kl_ab, *kl_ba, *entropy_a, *entropy_b, *max_a, *log_sum_a, *max_b, *log_sum_b;
+};
+
+struct PsPairUpstream {
+  const void *kl_ab, *kl_ba, *entropy_a, *entropy_b;
+};
+
 // Both return the first row whose target lies outside the vocabulary, before anything is written, or -1.
 PS_PUBLIC int64_t ps_logprobs_entropy(const PsMatrix* matrix, const PsStatistics* out);
 PS_PUBLIC int64_t ps_dual_mode_loss(const PsMatrix* matrix, const PsStatistics* out, const PsLoss* loss);
@@ -50,6 +59,11 @@ PS_PUBLIC int64_t ps_dual_mode_loss(const PsMatrix* matrix, const PsStatistics* 
 // From the statistics of an earlier call; reads row_max, log_sum and entropy.
 PS_PUBLIC int64_t ps_logprobs_entropy_gradient(const PsMatrix* matrix, const PsStatistics* from,
                                                const void* grad_logprobs, const void* grad_entropy);
+
+// Rows, mask and temperature of `a` hold for both; targets are null. The gradients go where each matrix says.
+PS_PUBLIC void ps_divergence(const PsMatrix* a, const PsMatrix* b, const PsDivergence* out);
+PS_PUBLIC void ps_divergence_gradient(const PsMatrix* a, const PsMatrix* b, const PsDivergence* from,
+                                      const PsPairUpstream* upstream);
 
 // grad_logits *= scale, row by row, in place.
 PS_PUBLIC void ps_scale_rows(const PsMatrix* matrix, const void* scale);
