@@ -26,13 +26,6 @@ class Peer:
     load: Callable[[], Callable]  # imports it
     omits: str = ""  # of the work that the others do
 
-    @property
-    def version(self) -> str:
-        try:
-            return importlib.metadata.version(self.distribution)
-        except importlib.metadata.PackageNotFoundError:
-            return "unknown"
-
 
 def trl_statistics() -> Callable:
     fused = importlib.import_module("trl.kernels").selective_log_softmax_and_entropy
@@ -119,6 +112,22 @@ PEERS = [
     Peer("trl", "trl", "loss", functools.cache(trl_loss)),
     Peer("liger", "liger-kernel", "loss", functools.cache(liger_loss), "entropy"),
 ]
+
+
+def importable() -> tuple[dict[str, str], dict[str, str]]:
+    """(version of each peer that can be imported, why not of each other one)."""
+    versions, missing = {}, {}
+    for peer in PEERS:
+        try:
+            peer.load()
+        except Exception as problem:
+            missing[peer.name] = f"not importable: {type(problem).__name__}: {problem}"
+            continue
+        try:
+            versions[peer.name] = importlib.metadata.version(peer.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            versions[peer.name] = "of unknown version"
+    return versions, missing
 
 
 def module(name: str) -> types.ModuleType:

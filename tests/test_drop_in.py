@@ -53,7 +53,7 @@ def upstream(like, seed=5):
 
 
 def gradient(outputs, leaf):
-    return torch.autograd.grad([x for x in outputs], leaf, [upstream(x, seed) for seed, x in enumerate(outputs)])[0]
+    return torch.autograd.grad(list(outputs), leaf, [upstream(x, seed) for seed, x in enumerate(outputs)])[0]
 
 
 def true_values(logits, index, temperature=1.0):

@@ -63,10 +63,10 @@ def test_push_is_plain_autograd(coefficients, temperature):
     computed = actual * 1.0  # not a leaf: as a model's logits, it may be overwritten
     push = mode_push(computed, weights, mask, coefficients, temperature)
     computed.detach().fill_(math.nan)
-    (3 * push).backward()
+    (3 * push).backward(retain_graph=True)
     torch.testing.assert_close(push, plain)
     torch.testing.assert_close(actual.grad, expected.grad)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="was used by an earlier backward"):
         push.backward()
 
 
@@ -169,7 +169,10 @@ def test_advantages_are_correctness_alone(tmp_path):
 
 
 def test_groups_without_advantage_are_regularised_too(tmp_path):
-    run = trainer(tmp_path, reward=lambda completions: [0.0] * len(completions))
+    """Also where the config's own entropy term takes that of the bonus away, and the KL alone is left."""
+    options = {"eta": 0.5, "entropy_coef_high_entropy": -0.5}
+    run = trainer(tmp_path, reward=lambda completions: [0.0] * len(completions), **options)
+    assert entropy_coefficients(run.config) == (0.0, 0.0)
     assert list(run.update.contributing(range(ROWS), torch.zeros(ROWS, 6))) == list(range(ROWS))
     metrics, _ = run.step()
     assert metrics["policy_split/bonus_dead_frac"] == 1

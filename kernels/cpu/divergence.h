@@ -101,8 +101,12 @@ PairSums tile_pair_sums(const Row& row_a, const Row& row_b, int64_t start, int64
   if (i < end) add(row_a.part(i, end - i), row_b.part(i, end - i));
   auto total = [](Vector<Real> x) { return double(sum_lanes<Real>(x)); };
   auto most = [](Vector<Real> x) { return double(largest_lane<Real>(x)); };
-  return {{total(sum_a), total(weighted_a), most(best_a)}, {total(sum_b), total(weighted_b), most(best_b)},
-          total(gap_ab), total(gap_ba), most(widest_ab), most(widest_ba)};
+  return {{total(sum_a), total(weighted_a), most(best_a)},
+          {total(sum_b), total(weighted_b), most(best_b)},
+          total(gap_ab),
+          total(gap_ba),
+          most(widest_ab),
+          most(widest_ba)};
 }
 
 inline double kl(double gap, double sum_own, double sum_other, double widest, double inverse_temperature) {
@@ -124,8 +128,8 @@ RowDivergence row_divergence(const Row& row_a, const Row& row_b, int64_t count, 
   PairSums total;
   for (int64_t start = 0; start < count; start += tile_elements) {
     const int64_t end = count - start < tile_elements ? count : start + tile_elements;
-    if (origin_a == -infinity) origin_a = tile_max(row_a, start, end);
-    if (origin_b == -infinity) origin_b = tile_max(row_b, start, end);
+    if (origin_a == -infinity) origin_a = first_max(row_a, start, end);
+    if (origin_b == -infinity) origin_b = first_max(row_b, start, end);
     auto sums = [&] {
       return tile_pair_sums(row_a, row_b, start, end, origin_a == -infinity ? 0.0 : origin_a,
                             origin_b == -infinity ? 0.0 : origin_b, scale);

@@ -209,4 +209,28 @@ inline void store_one(Element* to, double x) {
   store_part(to, 1, splat<Compute<Element>>(Compute<Element>(x)));
 }
 
+// The bytes of a keep mask as lanes, 0 or not.
+template <typename Real>
+inline typename VectorOf<Real>::Bits kept_lanes(const uint8_t* from) {
+#if defined(__AVX512F__)
+  if constexpr (lanes<Real> == 16)
+    return (typename VectorOf<Real>::Bits)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from));
+#elif defined(__AVX2__)
+  if constexpr (lanes<Real> == 8)
+    return (typename VectorOf<Real>::Bits)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#endif
+  typedef uint8_t Bytes __attribute__((vector_size(lanes<Real>)));
+  Bytes bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(bytes, typename VectorOf<Real>::Bits);
+}
+
+// 0 beyond `count`.
+template <typename Real>
+inline typename VectorOf<Real>::Bits kept_part(const uint8_t* from, int64_t count) {
+  uint8_t part[lanes<Real>] = {};
+  std::memcpy(part, from, count);
+  return kept_lanes<Real>(part);
+}
+
 }  // namespace policy_split

@@ -47,8 +47,7 @@ int64_t gradient(const PsMatrix& m, const PsStatistics& from, const void* grad_l
   matrix.for_each_row([&](int64_t n) {
     if (matrix.ignored(n)) return matrix.zero_gradient(n);
     RowStatistics row = {get<Real>(from.row_max, n), get<Real>(from.entropy, n), 0, get<Real>(from.log_sum, n)};
-    row.logprob =
-        target_logprob(matrix.row(n), m.targets[n], matrix.inverse_temperature(n), row.max, row.log_sum);
+    row.logprob = target_logprob(matrix.row(n), m.targets[n], matrix.inverse_temperature(n), row.max, row.log_sum);
     write_gradient(matrix, n, row, get<Real>(grad_logprobs, n), get<Real>(grad_entropy, n));
   });
   return -1;

@@ -44,14 +44,20 @@ struct TransformedRow : PlainRow<ElementType> {
   const uint8_t* keep;  // null: all
   Real cap;             // NaN: none
 
-  Vector<Real> at(int64_t i) const { return filtered(capped(Base::at(i)), i, lanes<Real>); }
+  Vector<Real> at(int64_t i) const {
+    const Vector<Real> x = capped(Base::at(i));
+    return keep ? filtered(x, kept_lanes<Real>(keep + i)) : x;
+  }
   Pair<Real> pair(int64_t i) const { return {at(i), at(i + lanes<Real>)}; }
   template <bool>
   static void put(Element* to, Pair<Real> x) {
     store(to, x.a);
     store(to + lanes<Real>, x.b);
   }
-  Vector<Real> part(int64_t i, int64_t count) const { return filtered(capped(Base::part(i, count)), i, count); }
+  Vector<Real> part(int64_t i, int64_t count) const {
+    const Vector<Real> x = capped(Base::part(i, count));
+    return keep ? filtered(x, kept_part<Real>(keep + i, count)) : x;
+  }
   double one(int64_t i) const {
     const double z = Base::one(i);
     if (keep && !keep[i]) return -std::numeric_limits<double>::infinity();
@@ -72,10 +78,7 @@ struct TransformedRow : PlainRow<ElementType> {
     if (cap != cap) return z;
     return finite(z) ? cap * tanh_vector<Real>(z * (1 / cap)) : z;
   }
-  Vector<Real> filtered(Vector<Real> x, int64_t i, int64_t count) const {
-    if (!keep) return x;
-    Vector<Real> kept = {};
-    for (int64_t j = 0; j < count; ++j) kept[j] = keep[i + j];
+  static Vector<Real> filtered(Vector<Real> x, typename VectorOf<Real>::Bits kept) {
     return kept != 0 ? x : splat<Real>(-std::numeric_limits<Real>::infinity());
   }
   static auto finite(Vector<Real> x) { return (x - x) == 0; }

@@ -19,9 +19,7 @@ struct Matrix {
   using Real = typename Row::Real;
   const PsMatrix& m;
 
-  bool ignored(int64_t n) const {
-    return (m.mask && !m.mask[n]) || (m.targets && m.targets[n] == m.ignore_index);
-  }
+  bool ignored(int64_t n) const { return (m.mask && !m.mask[n]) || (m.targets && m.targets[n] == m.ignore_index); }
   int64_t offset(int64_t n, int64_t stride_b, int64_t stride_t) const {
     return (n / m.rows_per_batch) * stride_b + (n % m.rows_per_batch) * stride_t;
   }

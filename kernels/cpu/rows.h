@@ -10,6 +10,7 @@ namespace policy_split {
 constexpr double log2_e = 1.442695040888963407360, ln_2 = 0.693147180559945309417;
 constexpr int64_t tile_elements = 2048;    // summed in the logits' precision; tiles are summed in double
 constexpr int64_t prefetch_bytes = 32768;  // this far ahead logits are called into L2; a row rarely comes from nearer
+constexpr int64_t first_elements = 256;    // whose maximum is the first origin
 constexpr double headroom = 4;  // exponents may be this far above 0: a maximum that moves by less moves no sums
 
 struct RowStatistics {
@@ -48,10 +49,12 @@ Real largest_lane(Vector<Real> x) {
   return top;
 }
 
+// A first guess of a row's maximum, from the first elements of a tile.
 template <typename Row>
-double tile_max(const Row& row, int64_t start, int64_t end) {
+double first_max(const Row& row, int64_t start, int64_t end) {
   using Real = typename Row::Real;
   constexpr int width = lanes<Real>;
+  if (end - start > first_elements) end = start + first_elements;
   Vector<Real> best = splat<Real>(-std::numeric_limits<Real>::infinity());
   int64_t i = start;
   for (; i + width <= end; i += width) best = larger<Real>(row.at(i), best);
@@ -93,7 +96,7 @@ Sums tile_sums(const Row& row, int64_t start, int64_t end, double origin, double
   return total;
 }
 
-// One pass: the origin of the exponents is the maximum of the first tile, and moves only if a later tile is far above.
+// One pass: the origin of the exponents is a first guess of the maximum, and moves only if a tile is far above it.
 template <typename Row>
 Sums row_sums(const Row& row, int64_t count, double scale) {
   const double infinity = std::numeric_limits<double>::infinity();
@@ -101,7 +104,7 @@ Sums row_sums(const Row& row, int64_t count, double scale) {
   Sums total;
   for (int64_t start = 0; start < count; start += tile_elements) {
     const int64_t end = count - start < tile_elements ? count : start + tile_elements;
-    if (origin == -infinity) origin = tile_max(row, start, end);
+    if (origin == -infinity) origin = first_max(row, start, end);
     // A leading tile that is all -inf has no maximum yet: 0 keeps -inf - max from being NaN, and a real NaN is seen.
     Sums tile = tile_sums(row, start, end, origin == -infinity ? 0.0 : origin, scale);
     if ((tile.top - origin) * scale > headroom) {

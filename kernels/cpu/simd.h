@@ -50,6 +50,20 @@ inline Vector<Real> splat(Real x) {
   return x - Vector<Real>{};
 }
 
+template <typename Real>
+inline typename VectorOf<Real>::Bits bits_of(Vector<Real> x) {
+  typename VectorOf<Real>::Bits bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+template <typename Real>
+inline Vector<Real> from_bits(typename VectorOf<Real>::Bits bits) {
+  Vector<Real> x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 // maximum(a, b) is a > b ? a : b: b where either is NaN. One instruction, which GCC does not see in the comparison.
 #if defined(__AVX512F__)
 inline Vector<float> maximum(Vector<float> a, Vector<float> b) { return _mm512_max_ps(a, b); }
@@ -84,10 +98,17 @@ inline Real sum_lanes(Vector<Real> x) {
 // 2^f - 1 for f in [-1/2, 1/2] by its series, below one unit in the last place.
 template <typename Real>
 inline Vector<Real> exp2m1_fraction(Vector<Real> f) {
-  const Vector<Real> x = f * Real(0.693147180559945309417);
-  Vector<Real> p = splat<Real>(1);
-  for (int k = VectorOf<Real>::series_terms; k >= 2; --k) p = p * (x * Real(1.0 / k)) + Real(1);
-  return p * x;
+  constexpr auto coefficients = [] {  // (ln 2)^k / k!
+    struct {
+      double of[VectorOf<Real>::series_terms + 1] = {1};
+    } series;
+    for (int k = 1; k <= VectorOf<Real>::series_terms; ++k)
+      series.of[k] = series.of[k - 1] * 0.693147180559945309417 / k;
+    return series;
+  }();
+  Vector<Real> p = splat<Real>(Real(coefficients.of[VectorOf<Real>::series_terms]));
+  for (int k = VectorOf<Real>::series_terms - 1; k >= 1; --k) p = p * f + Real(coefficients.of[k]);
+  return p * f;
 }
 
 // 2^f for f in [-1/2, 1/2], exactly 1 at 0. float: minimax, relative error 1.1e-7.
@@ -106,12 +127,7 @@ inline Vector<double> exp2_fraction(Vector<double> f) { return exp2m1_fraction<d
 template <typename Real>
 inline Vector<Real> power_of_two(Vector<Real> shifted) {
   using Traits = VectorOf<Real>;
-  typename Traits::Bits bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << Traits::mantissa_bits) + (Traits::exponent_bias << Traits::mantissa_bits);
-  Vector<Real> scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return scale;
+  return from_bits<Real>((bits_of<Real>(shifted) + Traits::exponent_bias) << Traits::mantissa_bits);
 }
 
 // What at_least() must have been given before exp2_clamped(): 2^floor comes out as exactly 0.
@@ -125,27 +141,21 @@ inline Vector<Real> exp2_clamped(Vector<Real> d) {
   using Traits = VectorOf<Real>;
   const Vector<Real> shifted = d + Traits::round_magic;
   const Vector<Real> mantissa = exp2_fraction(d - (shifted - Traits::round_magic));
-  typename Traits::Bits bits, exponent;
-  std::memcpy(&bits, &mantissa, sizeof bits);
-  std::memcpy(&exponent, &shifted, sizeof exponent);
-  bits += exponent << Traits::mantissa_bits;
-  Vector<Real> result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
+  return from_bits<Real>(bits_of<Real>(mantissa) + (bits_of<Real>(shifted) << Traits::mantissa_bits));
 }
 
 // tanh t = -m / (m + 2) with m = e^(-2|t|) - 1 = 2^n * (2^f - 1) + (2^n - 1): no digits are lost near 0.
 template <typename Real>
 inline Vector<Real> tanh_vector(Vector<Real> t) {
   using Traits = VectorOf<Real>;
-  const Vector<Real> size = t < 0 ? -t : t;
+  const typename Traits::Bits sign = bits_of<Real>(t) & bits_of<Real>(splat<Real>(-Real(0)));
+  const Vector<Real> size = from_bits<Real>(bits_of<Real>(t) ^ sign);
   const Vector<Real> d = at_least<Real>(size * Real(-2.885390081777926814720), splat<Real>(exponent_floor<Real> / 2));
   const Vector<Real> shifted = d + Traits::round_magic;
   const Vector<Real> fraction = d - (shifted - Traits::round_magic);
   const Vector<Real> scale = power_of_two<Real>(shifted);
   const Vector<Real> m = scale * exp2m1_fraction<Real>(fraction) + (scale - Real(1));
-  const Vector<Real> result = -m / (m + Real(2));
-  return t < 0 ? -result : result;
+  return from_bits<Real>(bits_of<Real>(-m / (m + Real(2))) | sign);
 }
 
 }  // namespace policy_split

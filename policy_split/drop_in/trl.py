@@ -73,7 +73,7 @@ def entropy_from_logits(
 
 
 class _SeveralLogprobs(torch.autograd.Function):
-    """The kernels' statistics serve K tokens of a row as they serve one; K numbers of its gradient are then replaced."""
+    """The kernels' statistics serve K tokens as they serve one; K numbers of a row's gradient are then replaced."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, index: Tensor, valid: Tensor, temperature: float) -> Tensor:
