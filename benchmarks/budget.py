@@ -6,7 +6,7 @@ import torch
 
 
 class Budget:
-    """Seconds from now on; what a configuration will cost is judged by those that were measured."""
+    """Seconds from now on; what a configuration will cost is judged by those that were measured before."""
 
     def __init__(self, seconds: float):
         self.seconds, self.start = seconds, time.perf_counter()
@@ -16,8 +16,8 @@ class Budget:
         return time.perf_counter() - self.start
 
     def spent(self, nbytes: int, checking: float, timing: float) -> None:
-        """Checking holds the compilations and hardly grows with the size; timing does."""
-        self.checking = max(self.checking, checking)
+        """Checking, which holds the compilations, hardly grows with the size and shrinks from one to the next."""
+        self.checking = checking
         self.timing_per_byte = max(self.timing_per_byte, timing / nbytes)
 
     def refuses(self, nbytes: int) -> str:

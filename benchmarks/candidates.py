@@ -190,3 +190,11 @@ def statistics_of(name: str) -> Callable:
 
 def loss_of(name: str) -> Callable:
     return {"eager": eager_loss, "compile": torch.compile(eager_loss, dynamic=False), "policy_split": our_loss}[name]
+
+
+def divergence_of(name: str) -> Callable:
+    return {
+        "eager": eager_divergence,
+        "compile": torch.compile(eager_divergence, dynamic=False),
+        "policy_split": our_divergence,
+    }[name]

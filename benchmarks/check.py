@@ -62,13 +62,13 @@ def gradient_error(
 def divergence_error(outputs: tuple[Tensor, ...], batches: list[Batch]) -> float:
     """Largest error of the four numbers of each pair of rows, in nats, of numbers above 1 relative."""
     rows = sample(len(batches[0].targets)).to(batches[0].targets.device)
-    exact = eager_divergence(*(batch.logits[rows].double() for batch in batches))
+    exact = eager_divergence(*(batch.logits[rows].double() for batch in batches[:2]))
     return max(_largest((a[rows].double() - e) / e.abs().clamp(min=1)) for a, e in zip(outputs, exact, strict=True))
 
 
 def divergence_gradient_error(gradients: tuple[Tensor, Tensor], batches: list[Batch]) -> float:
     rows = sample(len(batches[0].targets)).to(batches[0].targets.device)
-    leaves = [batch.logits[rows].double().requires_grad_() for batch in batches]
+    leaves = [batch.logits[rows].double().requires_grad_() for batch in batches[:2]]
     upstream = [x[rows].double() for x in divergence_upstream(batches[0])]
     exact = torch.autograd.grad(eager_divergence(*leaves), leaves, upstream)
     return max(_relative(actual[rows], expected) for actual, expected in zip(gradients, exact, strict=True))

@@ -2,13 +2,14 @@
 
 Log-prob and entropy, loss with gradient, divergence of two modes, against eager torch, torch.compile and the libraries
 of `peers`, interleaved; bytes per second as a share of a device copy in the same run. `--peers DIR` is a folder to
-import peers from, as `pip install --target DIR --no-deps trl liger-kernel` fills it. `--device cpu --tokens 4
---vocabulary 128` only shows that it runs.
+import peers from, as one `pip install --target DIR --no-deps trl liger-kernel ...` fills it. `--device cpu --tokens 16
+--vocabulary 130` only shows that it runs.
 """
 
 import argparse
 import itertools
 import json
+import site
 import sys
 from pathlib import Path
 
@@ -25,52 +26,52 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 def main() -> None:
     options = arguments()
+    budget = Budget(options.budget)
     if options.peers:
-        sys.path.insert(0, str(Path(options.peers).resolve()))
+        folder = str(Path(options.peers).resolve())
+        sys.path.insert(0, folder)
+        site.addsitedir(folder)  # for its .pth files
     versions, missing = importable()
-    record = {
-        "machine": {**machine(), **gpu(options.device)},
-        "peers": versions,
-        "missing": missing,
-        "skipped": {},
-        "results": [],
-    }
-    options.without += missing
     print(f"peers: {versions}\nmissing: {missing}", flush=True)
-    output = Path(options.output or Path(__file__).parent / "results" / f"{file_name(record['machine']['gpu'])}.json")
+    options.without += missing
+    where = {**machine(), **gpu(options.device)}
+    record = {"machine": where, "peers": versions, "missing": missing, "skipped": {}, "results": []}
+    output = Path(options.output or Path(__file__).parent / "results" / f"{file_name(where['gpu'])}.json")
     output.parent.mkdir(exist_ok=True)
-    for _ in configurations(options, record):  # written after each: what was measured outlives a crash
-        output.write_text(json.dumps(record, indent=1) + "\n")
+    for tokens, dtype, vocabulary in itertools.product(options.tokens, options.dtype, options.vocabulary):
+        name = f"{dtype} {tokens} x {vocabulary}"
+        why = record["skipped"].get("the rest") or attempt(record, name, tokens, vocabulary, dtype, options, budget)
+        if why:
+            record["skipped"][name] = why
+        print(f"{budget.elapsed():4.0f} s  {name}: {f'skipped: {why}' if why else 'measured'}", flush=True)
+        output.write_text(json.dumps(record, indent=1) + "\n")  # what was measured outlives a crash
     print(f"\n{markdown(record)}\n\nresults: {output}")
     sys.exit(1 if any(wrong(result) for result in record["results"]) or not record["results"] else 0)
 
 
-def configurations(options: argparse.Namespace, record: dict):
-    """Fill `record`, one configuration after the other, those first that matter most."""
-    budget, first = Budget(options.budget), True
-    for tokens, dtype, vocabulary in itertools.product(options.tokens, options.dtype, options.vocabulary):
-        name = f"{dtype} {tokens} x {vocabulary}"
-        nbytes = tokens * vocabulary * DTYPES[dtype].itemsize
+def attempt(
+    record: dict, name: str, tokens: int, vocabulary: int, dtype: str, options: argparse.Namespace, budget: Budget
+) -> str:
+    """Measure one configuration into `record`, or say why not."""
+    nbytes, first = tokens * vocabulary * DTYPES[dtype].itemsize, not record["results"]
+    try:
         why, pair = fits(nbytes, options.device)
-        why = why or record["skipped"].get("the rest") or budget.refuses(nbytes)
-        if not why:
-            try:
-                result = measure(
-                    tokens, vocabulary, DTYPES[dtype], options.device, options.rounds, first, pair, options.without
-                )
-                budget.spent(nbytes, **result["seconds"])
-                record["results"].append(result)
-                first = False
-                if not pair:
-                    record["skipped"][f"{name}, divergence"] = "two matrices and their gradients do not fit"
-            except DeviceLost as problem:
-                record["skipped"]["the rest"] = why = str(problem)
-            except Exception as problem:
-                why = reason(problem)
+        why = why or budget.refuses(nbytes)
         if why:
-            record["skipped"][name] = why
-        print(f"{budget.elapsed():4.0f} s  {name}: {f'skipped: {why}' if why else 'measured'}", flush=True)
-        yield
+            return why
+        result = measure(
+            tokens, vocabulary, DTYPES[dtype], options.device, options.rounds, first, pair, options.without
+        )
+    except DeviceLost as problem:
+        record["skipped"]["the rest"] = str(problem)
+        return str(problem)
+    except Exception as problem:
+        return reason(problem)
+    budget.spent(nbytes, **result["seconds"])
+    record["results"].append(result)
+    if not pair:
+        record["skipped"][f"{name}, divergence"] = "two matrices and their gradients do not fit"
+    return ""
 
 
 def wrong(result: dict) -> bool:

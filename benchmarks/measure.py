@@ -22,20 +22,20 @@ def measure(
     once: bool = False, pair: bool = True, without: Sequence[str] = (),
 ) -> dict:  # fmt: skip
     """Everything about one configuration; `once`: with the kinds that are measured once; `pair`: two batches fit."""
+    start = time.perf_counter()
     kinds = [x for x in KINDS if (once or not x.once) and (pair or not x.name.startswith("divergence"))]
     batches = [
         Batch(tokens, vocabulary, dtype, seed, device, candidates.sequences_of(tokens), MASKED if once else 0.0)
         for seed in range(2 if pair else 1)
     ]
     scratch = torch.zeros_like(batches[0].logits)
-    start = time.perf_counter()
     entries = [x for x in candidates_of(kinds) if x.name not in without]
     runs = {"copy": candidates.copy(batches, scratch)}
     for entry in entries:
         run = admit(entry, batches, scratch)
         if run is not None:
             runs[entry.key] = run
-    checked = time.perf_counter()
+    checked, retries = time.perf_counter(), allocator_retries(device)
     seconds, failed = timed(runs, rounds, device)
     for entry in entries:
         if entry.key in failed:
@@ -48,6 +48,7 @@ def measure(
         "vocabulary": vocabulary,
         "dtype": str(dtype).removeprefix("torch."),
         "copy": {"milliseconds": copy * 1e3, "bytes_per_second": 2 * batches[0].logits.nbytes / copy},
+        "allocator_retries": allocator_retries(device) - retries,
         "seconds": {"checking": checked - start, "timing": time.perf_counter() - checked},
         "kinds": {kind.name: summary(kind, entries, seconds) for kind in kinds},
     }
@@ -106,6 +107,11 @@ def peak_memory(run: Callable[[int], object]) -> int:
     torch.cuda.synchronize()
     del result
     return torch.cuda.max_memory_allocated() - before
+
+
+def allocator_retries(device: str) -> int:
+    """How often memory was so short that the allocator gave all of its own back, which costs time that is not ours."""
+    return torch.cuda.memory_stats().get("num_alloc_retries", 0) if device == "cuda" else 0
 
 
 def timed(runs: dict[str, Callable], rounds: int, device: str) -> tuple[dict[str, list[float]], dict[str, str]]:

@@ -94,10 +94,11 @@ def liger_loss() -> Callable:
         def scored(x: Tensor) -> Tensor:
             return x.view(sequences, -1)[:, :-1].contiguous()
 
+        per_sequence = advantages.view(sequences, -1)[:, 0].contiguous()
         losses, _, _ = grpo(
-            logits.view(sequences, -1, logits.shape[-1]), scored(old_logprobs), None, scored(targets),
-            advantages.view(sequences, -1)[:, 0].contiguous(), None if mask is None else scored(mask), temperature=1.0,
-            beta=0.0, eps_low=CLIP, eps_high=CLIP, inplace=False, loss_type="grpo", reduce=False,
+            logits.view(sequences, -1, logits.shape[-1]), scored(old_logprobs), None, scored(targets), per_sequence,
+            completion_mask=None if mask is None else scored(mask), temperature=1.0, beta=0.0, eps_low=CLIP,
+            eps_high=CLIP, inplace=False, loss_type="grpo", reduce=False,
         )  # fmt: skip
         return losses.sum() / (len(targets) if mask is None else mask.sum())
 

@@ -113,6 +113,10 @@ def untimed(record: dict) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for result in record["results"]:
         where = f"{result['dtype']} {result['tokens']} x {result['vocabulary']}"
+        if result["allocator_retries"]:
+            reasons.setdefault("memory was short, the times of the largest candidates may be too long", []).append(
+                where
+            )
         for kind, summary in result["kinds"].items():
             for name, x in summary["candidates"].items():
                 if "failed" in x:

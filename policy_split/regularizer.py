@@ -42,8 +42,8 @@ def mode_push(
     mask: Tensor,  # (2*B, T)
     coefficients: Sequence[float],  # in the modes' order
     temperature: float,
-) -> Tensor:
-    """The KL part of the bonus, a scalar whose gradient is formed at once: the logits may be overwritten afterwards.
+) -> tuple[Tensor, Tensor]:
+    """The KL part of the bonus: (the logits to go on with, a scalar loss).
 
     The same as::
 
@@ -53,36 +53,35 @@ def mode_push(
         kl = torch.cat((coefficients[0] * kl_normal, coefficients[1] * kl_high))
         loss = -(weights * kl).sum()  # over mask
 
-    A mode whose coefficient is 0 costs nothing. 0 without gradient if both are.
+    Its gradient is formed at once and added, in place, to the one that reaches the returned logits: whoever reads those
+    may overwrite them, and there is no second matrix of a gradient. A mode whose coefficient is 0 costs nothing.
     """
-    loss = torch.zeros((), device=logits.device)
     if not any(coefficients):
-        return loss
+        return logits, torch.zeros((), device=logits.device)
     if logits.dtype == torch.float16:
         logits = logits.float()  # a gradient formed before the loss scale reaches it would be lost in float16
-    halves, weights, mask = logits.chunk(2), weights.chunk(2), mask.chunk(2)
-    for mode in MODES:
-        if coefficients[mode]:
-            weight = -coefficients[mode] * weights[mode]
-            loss = loss + _WeightedKL.apply(halves[mode], halves[1 - mode].detach(), weight, mask[mode], temperature)
-    return loss
+    return _Push.apply(logits, weights, mask, coefficients, temperature)
 
 
-class _WeightedKL(torch.autograd.Function):
-    """sum(weights * KL(own || other)), differentiable in own (B, T, V), of which nothing is kept for backward."""
-
+class _Push(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, own: Tensor, other: Tensor, weights: Tensor, mask: Tensor, temperature: float) -> Tensor:
-        with torch.enable_grad():
-            own = own.detach().requires_grad_()
-            total = (weights * mode_divergence(own, other, temperature=temperature, mask=mask).kl_ab).sum()
-        (ctx.gradient,) = torch.autograd.grad(total, own)
-        return total.detach()
+    def forward(ctx, logits: Tensor, weights: Tensor, mask: Tensor, coefficients: Sequence[float], temperature: float):
+        ctx.gradients, loss = [None, None], 0.0
+        halves, weights, mask = logits.detach().chunk(2), weights.chunk(2), mask.chunk(2)
+        for mode in MODES:
+            if coefficients[mode]:
+                own, other = halves[mode].detach().requires_grad_(), halves[1 - mode]
+                with torch.enable_grad():
+                    kl = mode_divergence(own, other, temperature=temperature, mask=mask[mode]).kl_ab
+                    total = -coefficients[mode] * (weights[mode] * kl).sum()
+                (ctx.gradients[mode],) = torch.autograd.grad(total, own)
+                loss = loss + total.detach()
+        return logits.detach(), loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.gradient is None:
-            raise RuntimeError("the gradient of mode_push was used by an earlier backward")
-        gradient, ctx.gradient = ctx.gradient, None
-        return gradient.mul_(upstream), None, None, None, None
+    def backward(ctx, grad_logits: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        for half, gradient in zip(grad_logits.chunk(2), ctx.gradients, strict=True):
+            if gradient is not None:
+                half.addcmul_(gradient, upstream)
+        return grad_logits, None, None, None, None

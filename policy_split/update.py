@@ -86,8 +86,7 @@ class PolicyUpdate:
         input_ids, attention_mask, length = rollout.batch(rows)
         logits = self.policy.completion_logits(input_ids, attention_mask, length)
         mask, weights = rollout.train_mask[rows, :length], weights[rows, :length]
-        # first: the loss overwrites the logits
-        push = mode_push(logits, weights, mask, push_coefficients(config), config.temperature)
+        logits, push = mode_push(logits, weights, mask, push_coefficients(config), config.temperature)
         out = dual_mode_loss(
             logits,
             input_ids[:, -length:],

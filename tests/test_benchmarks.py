@@ -9,9 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-specification = importlib.util.spec_from_file_location("interleave", ROOT / "benchmarks" / "interleave.py")
-interleave = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(interleave)
+
+
+def load(name):
+    specification = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+interleave, budget = load("interleave"), load("budget")
 
 
 def test_every_candidate_runs_once_in_each_round_and_its_turn_rotates():
@@ -29,12 +36,137 @@ def test_ratio_is_taken_round_by_round():
     assert interleave.ratio({"slow": [2.0, 4.0, 2.0], "fast": [1.0, 2.0, 1.0]}, "slow", "fast") == pytest.approx(2.0)
 
 
-def test_gpu_script_runs_where_there_is_no_gpu(tmp_path):
-    sizes = ["--device", "cpu", "--tokens", "70", "--vocabulary", "130", "--rounds", "2", "--dtype", "float32"]
-    command = [sys.executable, "-m", "benchmarks.gpu", *sizes, "--output", str(tmp_path / "x.json")]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    (result,) = json.loads((tmp_path / "x.json").read_text())["results"]
-    assert result["tokens"] == 70
-    assert set(result["faster"]) == {
-        "forward than eager", "forward than compile", "loss than eager", "loss than compile",
-    }  # fmt: skip
+def test_budget_refuses_what_will_not_fit_and_says_so():
+    """Compilations cost the same at any size, rounds in proportion to it."""
+    left = budget.Budget(100.0)
+    assert left.refuses(10**12) == ""  # nothing is known before the first
+    left.spent(nbytes=10, checking=30.0, timing=10.0)
+    assert left.refuses(60) == ""
+    assert left.refuses(80).startswith("110 s expected, ")
+    assert left.refuses(80).endswith(" left of 100 s")
+
+
+def test_everything_fits_where_there_is_no_gpu():
+    assert budget.fits(10**15, "cpu") == ("", True)
+
+
+def gpu_benchmark(tmp_path, *options):
+    """(record, what was printed) of the command on the CPU."""
+    output = tmp_path / "x.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--output", str(output), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(output.read_text()), done.stdout
+
+
+PEERS = {
+    # entropy off by a hundredth of a nat
+    "trl/kernels.py": """
+import torch
+def selective_log_softmax_and_entropy(logits, index, temperature=1.0, row_mask=None):
+    log_p = torch.log_softmax(logits.double() / temperature, -1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    return log_p.gather(-1, index[:, None])[:, 0].float(), (entropy + 0.01).float()
+""",
+    # right, and does less than the others: a bound
+    "quack/cross_entropy.py": """
+import torch
+def cross_entropy_fwd(x, target, return_lse=False):
+    return torch.nn.functional.cross_entropy(x.float(), target, reduction="none"), None
+""",
+    # scores another token than the one it is given
+    "liger_kernel/transformers/grpo_loss.py": """
+import torch
+def triton_grpo_loss(logits, old_logp, ref_logp, completion_ids, advantages, *, inplace, **settings):
+    losses = -torch.log_softmax(logits.float(), -1)[:, :, 0] * advantages[:, None]
+    return losses, None, None
+""",
+    # found, and it does not work
+    "verl/utils/torch_functional.py": """
+def logprobs_from_logits(logits, labels, inplace_backward=True):
+    raise RuntimeError("no kernel for this device")
+""",
+    # found, and cannot be imported
+    "flash_attn/ops/triton/cross_entropy.py": "import a_library_that_nobody_has",
+}
+
+
+@pytest.fixture(scope="module")
+def with_peers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("peers")
+    for name, source in PEERS.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(source)
+        for package in (folder / name).relative_to(folder).parents[:-1]:
+            (folder / package / "__init__.py").touch()
+    (folder / "verl" / "__init__.py").write_text("import a_library_that_nobody_has")  # got past
+    sizes = ["--tokens", "72", "24", "--vocabulary", "130", "--dtype", "float32", "--rounds", "2"]
+    return gpu_benchmark(folder, *sizes, "--without", "compile", "--peers", str(folder))
+
+
+def test_gpu_benchmark_runs_where_there_is_no_gpu(with_peers):
+    record, printed = with_peers
+    assert [(x["tokens"], x["vocabulary"], x["dtype"]) for x in record["results"]] == [
+        (72, 130, "float32"), (24, 130, "float32"),
+    ]  # fmt: skip
+    kinds = ["forward", "loss", "divergence", "divergence+gradient"]
+    first, second = (list(result["kinds"]) for result in record["results"])
+    assert first == [*kinds, "loss-masked", "loss-no_entropy"]
+    assert second == kinds
+    for result in record["results"]:
+        for kind, summary in result["kinds"].items():
+            assert summary["share_of_copy"] > 0
+            assert {"policy_split", "eager"} <= set(summary["candidates"])
+            for name in ("policy_split", "eager"):
+                assert summary["candidates"][name]["milliseconds"] > 0, (kind, name)
+                assert summary["candidates"][name]["error"] < 1e-5, (kind, name)
+    assert "### Forward: log-prob and entropy" in printed
+    assert {"date", "gpu", "torch", "triton"} <= set(record["machine"])
+
+
+def test_a_wrong_peer_is_reported_and_not_timed(with_peers):
+    record, printed = with_peers
+    forward = record["results"][0]["kinds"]["forward"]
+    assert forward["candidates"]["trl"]["failed"] == "wrong by 0.01, allowed 0.001"
+    assert "milliseconds" not in forward["candidates"]["trl"]
+    assert "faster than trl" not in forward["targets"]
+    assert "- forward trl: wrong by 0.01, allowed 0.001 (everywhere)" in printed
+    liger = record["results"][0]["kinds"]["loss-no_entropy"]["candidates"]["liger"]
+    assert liger["failed"].startswith("wrong by")
+
+
+def test_a_peer_that_raises_stops_nothing(with_peers):
+    record, printed = with_peers
+    why = "failed: RuntimeError: no kernel for this device"
+    assert record["results"][0]["kinds"]["forward"]["candidates"]["verl"] == {"failed": why}
+    assert f"- forward verl: {why} (everywhere)" in printed
+
+
+def test_a_peer_that_cannot_be_imported_is_named(with_peers):
+    record, printed = with_peers
+    assert set(record["missing"]) == {"flash-attn"}
+    assert "- flash-attn: not importable: ModuleNotFoundError: No module named 'a_library_that_nobody_has'" in printed
+
+
+def test_a_peer_that_does_less_is_a_bound(with_peers):
+    record, printed = with_peers
+    forward = record["results"][0]["kinds"]["forward"]
+    assert forward["candidates"]["quack"]["omits"] == "entropy"
+    assert forward["candidates"]["quack"]["ours_is_faster"] > 0
+    assert "faster than quack" not in forward["targets"]
+    assert "quack (bound)" in printed
+
+
+def test_compiled_once_for_any_number_of_rows():
+    script = """
+import torch
+from benchmarks import candidates, kinds
+fast = kinds.compiled(candidates.eager_statistics)
+for rows in (24, 40, 7):
+    batch = candidates.Batch(rows, 130, torch.float32, 0)
+    inputs = (batch.logits, batch.targets)
+    torch.testing.assert_close(fast(*inputs), candidates.eager_statistics(*inputs))
+print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "1"

@@ -222,9 +222,16 @@ def test_looking_at_the_exact_kl_does_not_change_the_run(tmp_path):
 
 
 def test_scoring_and_update_use_the_same_micro_batches(tmp_path):
-    """epsilon = 0: a ratio that is not exactly 1 would be clipped."""
-    options = {"learning_rate": 0.0, "num_iterations": 2, "epsilon": 0.0, "per_device_train_batch_size": 7}
-    metrics, _ = trainer(tmp_path, bonus_estimator="exact", kappa=None, **options).step()
+    """Without a clamp every row trains; weights that do not move then have no ratio to clip."""
+    options = {"learning_rate": 0.0, "num_iterations": 2, "epsilon": 1e-5, "per_device_train_batch_size": 7}
+    run = trainer(tmp_path, bonus_estimator="exact", kappa=None, eta_normal=0.1, **options)
+    seen, forward = [], run.policy.completion_logits
+    run.policy.completion_logits = lambda ids, *rest: seen.append(ids) or forward(ids, *rest)
+    metrics, _ = run.step()
+    scored, first, second = (seen[start : start + len(seen) // 3] for start in range(0, len(seen), len(seen) // 3))
+    assert len(scored) == 8
+    for batches in zip(scored, first, second, strict=True):
+        assert all(torch.equal(ids, batches[0]) for ids in batches)
     assert metrics["normal/clip_ratio"] == metrics["high_entropy/clip_ratio"] == 0.0
 
 

@@ -39,7 +39,7 @@ def test_literal_push():
     """
     logits = torch.tensor([[[0.0, 0.0]], [[math.log(3.0), 0.0]]], dtype=torch.float64, requires_grad=True)
     weights, mask = torch.tensor([[2.0], [5.0]]), torch.ones(2, 1, dtype=torch.bool)
-    loss = mode_push(logits, weights, mask, (-0.2, 0.3), 1.0)
+    _, loss = mode_push(logits, weights, mask, (-0.2, 0.3), 1.0)
     loss.backward()
     assert loss.item() == pytest.approx(-0.1386818, abs=1e-6)
     expected = torch.tensor([[[-0.1098612, 0.1098612]], [[-0.3089846, 0.3089846]]], dtype=torch.float64)
@@ -56,25 +56,38 @@ def example(seed=0, rows=6, length=5, vocabulary=29):
 @pytest.mark.parametrize("coefficients", [(0.0, 0.3), (-0.2, 0.0), (-0.2, 0.3), (0.4, 0.1)])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_push_is_plain_autograd(coefficients, temperature):
+    """Beside another reader of the logits, whose gradient is its own, and in a second backward."""
     logits, weights, mask = example()
     expected, actual = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     plain = plain_push(expected, weights, mask, coefficients, temperature)
-    (3 * plain).backward()
-    computed = actual * 1.0  # not a leaf: as a model's logits, it may be overwritten
-    push = mode_push(computed, weights, mask, coefficients, temperature)
-    computed.detach().fill_(math.nan)
-    (3 * push).backward(retain_graph=True)
+    (3 * plain + expected.square().sum()).backward()
+    passed, push = mode_push(actual * 1.0, weights, mask, coefficients, temperature)
     torch.testing.assert_close(push, plain)
-    torch.testing.assert_close(actual.grad, expected.grad)
-    with pytest.raises(RuntimeError, match="was used by an earlier backward"):
-        push.backward()
+    loss = 3 * push + passed.square().sum()
+    for _ in range(2):
+        actual.grad = None
+        loss.backward(retain_graph=True)
+        torch.testing.assert_close(actual.grad, expected.grad)
+
+
+def test_logits_may_be_overwritten_after_the_push():
+    logits, weights, mask = example()
+    logits.requires_grad_()
+    passed, push = mode_push(logits * 1.0, weights, mask, (-0.2, 0.3), 1.0)
+    passed.detach().fill_(math.nan)
+    push.backward()
+    other = logits.detach().requires_grad_()
+    plain_push(other, weights, mask, (-0.2, 0.3), 1.0).backward()
+    torch.testing.assert_close(logits.grad, other.grad)
 
 
 def test_push_of_nothing():
     logits, weights, mask = example()
     logits.requires_grad_()
-    assert not mode_push(logits, weights, mask, (0.0, 0.0), 1.0).requires_grad
-    push = mode_push(logits, weights, torch.zeros_like(mask), (0.1, 0.1), 1.0)
+    passed, push = mode_push(logits, weights, mask, (0.0, 0.0), 1.0)
+    assert passed is logits
+    assert not push.requires_grad
+    _, push = mode_push(logits, weights, torch.zeros_like(mask), (0.1, 0.1), 1.0)
     push.backward()
     assert push == 0
     assert not logits.grad.any()
@@ -84,7 +97,7 @@ def test_float16_keeps_gradients_that_only_a_loss_scale_makes_visible():
     """Weights of 1e-7: the gradient itself is below the smallest float16 number, 65,536 times it is not."""
     logits, weights, mask = example()
     half = logits.half().requires_grad_()
-    (mode_push(half, 1e-7 * weights, mask, (0.0, 1.0), 1.0) * 65536).backward()
+    (mode_push(half, 1e-7 * weights, mask, (0.0, 1.0), 1.0)[1] * 65536).backward()
     exact = half.detach().double().requires_grad_()
     plain_push(exact, 65536e-7 * weights, mask, (0.0, 1.0), 1.0).backward()
     torch.testing.assert_close(half.grad.double(), exact.grad, rtol=2e-3, atol=1e-6)
@@ -217,7 +230,7 @@ def test_runs_are_finite_and_repeatable(tmp_path, options):
 
 
 def test_first_update_is_on_policy(tmp_path):
-    options = {"learning_rate": 0.0, "num_iterations": 2, "epsilon": 0.0, "per_device_train_batch_size": 7}
+    options = {"learning_rate": 0.0, "num_iterations": 2, "epsilon": 1e-5, "per_device_train_batch_size": 7}
     metrics, _ = trainer(tmp_path, **options).step()
     assert metrics["normal/clip_ratio"] == metrics["high_entropy/clip_ratio"] == 0.0
 

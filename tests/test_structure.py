@@ -80,6 +80,11 @@ def test_kernels_know_nothing_above_them():
         assert not [name for _, name in imported(path) if name.startswith("policy_split") and "kernels" not in name]
 
 
+def test_drop_in_stands_on_the_kernels_alone():
+    for path in modules("policy_split/drop_in"):
+        assert {name.split(".")[0] for _, name in imported(path)} <= {"torch", "policy_split_kernels"}
+
+
 def test_each_library_has_one_door():
     for path in modules("kernels") + modules("policy_split"):
         for library, allowed in ONLY.items():

@@ -11,28 +11,66 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 GRADIENT_RTOL = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 
 
-def statistics(logits, targets, temperature=1.0):
+def statistics(logits, targets, temperature=1.0, softcap=None, keep_mask=None):
     """(logprobs, entropy) of float64 logits (N, V), differentiable; -inf logits allowed."""
     temperature = torch.as_tensor(temperature, dtype=torch.float64, device=logits.device)
+    if softcap is not None:
+        logits = torch.where(logits.isinf(), logits, softcap * torch.tanh(logits / softcap))
+    if keep_mask is not None:
+        logits = logits.masked_fill(~keep_mask, -torch.inf)
     log_p = torch.log_softmax(logits / temperature.reshape(-1, 1), -1)
     logprobs = log_p.gather(-1, targets[:, None]).squeeze(-1)
     finite = torch.where(log_p == -torch.inf, 0.0, log_p)
     return logprobs, -(log_p.exp() * finite).sum(-1)
 
 
-def loss(logits, targets, *, advantages, mode, old_logprobs=None, ref_logprobs=None, weights, entropy_coef, kl_coef,
-         temperature=1.0, clip_low=0.2, clip_high=0.2, clip_delta=None):  # fmt: skip
-    """Scalar loss of float64 logits (N, V) by the formula of the docstring, differentiable."""
-    l, entropy = statistics(logits, targets, temperature)
-    ratio = (l - (l.detach() if old_logprobs is None else old_logprobs)).exp()
-    bounded = ratio if clip_delta is None else torch.where(advantages < 0, ratio.clamp(max=clip_delta), ratio)
-    surrogate = torch.min(bounded * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+def divergence(logits_a, logits_b, temperature=1.0):
+    """(kl_ab, kl_ba, entropy_a, entropy_b) of two matrices (N, V), in their dtype, differentiable.
+
+    A token that the averaging row cannot draw adds nothing, and no gradient.
+    """
+    temperature = torch.as_tensor(temperature, dtype=logits_a.dtype, device=logits_a.device).reshape(-1, 1)
+    a, b = (torch.log_softmax(x / temperature, -1) for x in (logits_a, logits_b))
+
+    def mean(own, gap):
+        return (own.exp() * gap.masked_fill(own == -torch.inf, 0.0)).sum(-1)
+
+    def gap(own, other):
+        never = own == -torch.inf
+        return own.masked_fill(never, 0.0) - other.masked_fill(never, 0.0)
+
+    return mean(a, gap(a, b)), mean(b, gap(b, a)), -mean(a, a), -mean(b, b)
+
+
+def loss(logits, targets, *, advantages, mode, old_logprobs=None, ref_logprobs=None, sampler_logprobs=None, weights,
+         entropy_coef, kl_coef, temperature=1.0, softcap=None, keep_mask=None, surrogate="clip", clip_low=0.2,
+         clip_high=0.2, clip_delta=None, sampler_cap=2.0, sequences=None):  # fmt: skip
+    """Scalar loss of float64 logits (N, V) by the formula of the docstring, differentiable.
+
+    `sequences (B, T)` bool, the valid tokens of N = B * T: the ratio is that of a sequence.
+    """
+    l, entropy = statistics(logits, targets, temperature, softcap, keep_mask)
+    old = l.detach() if old_logprobs is None else old_logprobs
+    log_ratio = l - old
+    if sequences is not None:
+        rows = [row[kept].sum() / kept.sum().clamp(min=1) for row, kept in
+                zip(log_ratio.view(sequences.shape), sequences, strict=True)]  # fmt: skip
+        log_ratio = torch.stack(rows).repeat_interleave(sequences.shape[1])
+    ratio = log_ratio.exp()
+    if sampler_logprobs is not None:
+        advantages = advantages * (old - sampler_logprobs).exp().clamp(max=sampler_cap)
+    clip_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
+    if surrogate == "cispo":
+        objective = clip_ratio.detach() * advantages * l
+    else:
+        bounded = ratio if clip_delta is None else torch.where(advantages < 0, ratio.clamp(max=clip_delta), ratio)
+        objective = torch.min(bounded * advantages, clip_ratio * advantages)
     kl = 0.0
     if ref_logprobs is not None:
         kl = (ref_logprobs - l).exp() - (ref_logprobs - l) - 1
     coef_h = torch.tensor(entropy_coef, dtype=torch.float64, device=logits.device)[mode]
     coef_k = torch.tensor(kl_coef, dtype=torch.float64, device=logits.device)[mode]
-    return (weights * (-surrogate - coef_h * entropy + coef_k * kl)).sum()
+    return (weights * (-objective - coef_h * entropy + coef_k * kl)).sum()
 
 
 def assert_gradient_close(actual, expected, dtype, terms=0.0):
@@ -51,3 +89,9 @@ def assert_gradient_close(actual, expected, dtype, terms=0.0):
     assert not wrong.any(), (
         f"{int(wrong.sum())} of {wrong.numel()} gradients are off, worst {worst:.1f} times the bound"
     )
+
+
+def assert_as_exact_as_eager(actual, eager, exact, floor):
+    """The three-way rule: on average over the rows, at most twice the error of PyTorch in float32, or `floor`."""
+    ours, theirs = ((x.double() - exact).abs().mean() for x in (actual, eager))
+    assert ours <= 2 * theirs + floor, f"error {ours:.2e}, of eager float32 {theirs:.2e}, allowed on top {floor:.0e}"

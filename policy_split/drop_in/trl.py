@@ -43,7 +43,7 @@ def selective_log_softmax(
 
     `torch.log_softmax(logits.float() / temperature, -1).gather(-1, index)`, 0 where `row_mask` is 0 or the index -100.
     Returns float32 (float64 for float64 logits) of the shape of `index`; TRL's fallback rounds to bfloat16.
-    K tokens cost what one costs, one read and in backward one read and one write of the logits, and 2 K numbers a row.
+    K tokens cost what one costs, one read and in backward one read and one write of the logits, and K x K comparisons.
     Raises TypeError or ValueError for wrong dtypes or shapes.
     """
     if index.dim() == logits.dim() - 1:
@@ -78,13 +78,13 @@ class _SeveralLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, index: Tensor, valid: Tensor, temperature: float) -> Tensor:
         rows, shape = as_rows(logits.detach()), index.shape
-        tokens = rows.shape[0] * rows.shape[1]
-        index, valid = torch.where(valid, index, 0).reshape(tokens, -1), valid.reshape(tokens, -1)
+        several = (rows.shape[0] * rows.shape[1], shape[-1])
+        index, valid = torch.where(valid, index, 0).reshape(several), valid.reshape(several)
         inverse_temperature = inverse_temperature_vector(temperature, logits)
         _, entropy, row_max, log_sum = ops.logprobs_entropy(
             rows, index[:, 0].contiguous(), inverse_temperature, valid.any(-1), None, None
         )
-        chosen = rows.gather(-1, index.view(*rows.shape[:2], -1)).view(index.shape).to(row_max.dtype)
+        chosen = rows.gather(-1, index.view(*rows.shape[:2], shape[-1])).view(index.shape).to(row_max.dtype)
         logprobs = (chosen - row_max[:, None]) * inverse_temperature[:, None] - log_sum[:, None]
         ctx.save_for_backward(logits, index, valid, inverse_temperature, entropy, row_max, log_sum, logprobs)
         return torch.where(valid, logprobs, 0.0).view(shape)
@@ -103,5 +103,5 @@ class _SeveralLogprobs(torch.autograd.Function):
         own = ((index[:, :, None] == index[:, None, :]) * upstream[:, None, :]).sum(-1)
         exact = (own - total[:, None] * logprobs.exp()) * inverse_temperature[:, None]
         exact = torch.where(read[:, None], exact, 0.0).to(grad.dtype)
-        grad.view(-1, grad.shape[-1]).scatter_(-1, index, exact)
+        grad.flatten(0, 1).scatter_(-1, index, exact)
         return grad.view(logits.shape), None, None, None

@@ -1,0 +1,286 @@
+"""The options of dual_mode_loss: surrogates, foreign samplers, sequence ratios, loss types, softcap and keep_mask."""
+
+import math
+
+import pytest
+import torch
+import truth
+
+from policy_split import DualModeLoss, dual_mode_loss, logprobs_and_entropy
+
+COEFFICIENTS = {"entropy_coef": (0.0, 0.02, -0.2), "kl_coef": (0.0, 0.05, 0.3)}
+SHAPE = (3, 4)
+
+
+def example(device, dtype=torch.float32, vocabulary=37, seed=0, old=True, ref=False, sampler=False, keep=False):
+    """logits (3, 4, V), targets and per-token arguments, whose ratios lie inside and outside the usual clips."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def normal(scale=1.0):
+        return (torch.randn(SHAPE, generator=generator) * scale).to(device, wide)
+
+    logits = (torch.randn(*SHAPE, vocabulary, generator=generator) * 3).to(dtype).to(device)
+    targets = torch.randint(vocabulary, SHAPE, generator=generator).to(device)
+    kept = torch.rand(logits.shape, generator=generator).to(device) > 0.4
+    kept.scatter_(-1, targets[..., None], True)
+    tokens = {"keep_mask": kept} if keep else {}
+    logprobs = logprobs_and_entropy(logits, targets, **tokens).logprobs
+    tokens |= {"advantages": normal(), "mode": torch.randint(3, SHAPE, generator=generator).to(device)}
+    behaviour = {name: logprobs + normal(0.4) for name in ("old_logprobs", "ref_logprobs", "sampler_logprobs")}
+    wanted = {"old_logprobs": old, "ref_logprobs": ref, "sampler_logprobs": sampler}
+    return logits, targets, tokens | {name: x for name, x in behaviour.items() if wanted[name]}
+
+
+def check(logits, targets, tokens, upstream=1.0, mask=None, inplace=False, **settings):
+    """Loss and gradient against the truth, whose ratios of sequences know which tokens are valid."""
+    settings = {**COEFFICIENTS, **settings}
+    valid = (targets != -100) & (torch.ones_like(targets, dtype=torch.bool) if mask is None else mask.bool())
+    weights = tokens.get("weights", valid.double() / valid.sum().clamp(min=1))
+    leaf = logits.detach().requires_grad_()
+    out = dual_mode_loss(
+        leaf * 1.0 if inplace else leaf, targets, mask=mask, inplace_gradient=inplace, **tokens, **settings
+    )
+    (gradient,) = torch.autograd.grad(out.loss, leaf, torch.tensor(upstream).to(out.loss), retain_graph=not inplace)
+    exact = logits.detach().double().reshape(-1, logits.shape[-1]).requires_grad_()
+    flat = {name: x.reshape(exact.shape[0], -1).squeeze(1) for name, x in tokens.items() if name != "keep_mask"}
+    flat = {name: x.double() if x.is_floating_point() else x for name, x in flat.items()}
+    flat["weights"] = (weights * valid).reshape(-1).double()
+    if "keep_mask" in tokens:
+        flat["keep_mask"] = tokens["keep_mask"].expand(logits.shape).reshape(exact.shape)
+    if settings.pop("ratio_level", "token") == "sequence":
+        flat["sequences"] = valid
+    expected = truth.loss(exact, targets.clamp(min=0).reshape(-1), **flat, **settings)
+    (true_gradient,) = torch.autograd.grad(expected, exact, torch.tensor(upstream).to(expected))
+    tolerance = 1e-11 if logits.dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(out.loss.double(), expected, rtol=tolerance, atol=tolerance)
+    terms = flat["weights"] * (3 * flat["advantages"].abs().max() + 3) * abs(upstream)
+    truth.assert_gradient_close(gradient.reshape(exact.shape), true_gradient, logits.dtype, terms=terms)
+    return out, gradient
+
+
+RAGGED = [[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 1, 1]]  # one row ends early, one is empty, one has a hole
+
+SETTINGS = {
+    "cispo": ({}, {"surrogate": "cispo"}),
+    "cispo of TRL, epsilon_high 1.5": ({}, {"surrogate": "cispo", "clip_low": 1.0, "clip_high": 0.5}),
+    "cispo on policy": ({"old": False}, {"surrogate": "cispo"}),
+    "cispo of a foreign sampler": ({"sampler": True, "ref": True}, {"surrogate": "cispo", "sampler_cap": 1.1}),
+    "foreign sampler": ({"sampler": True}, {"sampler_cap": 1.2}),
+    "foreign sampler on policy": ({"sampler": True, "old": False, "ref": True}, {"sampler_cap": 0.9}),
+    "asymmetric clip and delta": ({}, {"clip_low": 0.05, "clip_high": 0.3, "clip_delta": 1.35}),
+    "sequence": ({"ref": True}, {"ratio_level": "sequence", "clip_low": 0.05, "clip_high": 0.1}),
+    "sequence on policy": ({"old": False, "ref": True}, {"ratio_level": "sequence"}),
+    "sequence of a foreign sampler": ({"sampler": True}, {"ratio_level": "sequence", "clip_delta": 1.25}),
+    "softcap": ({"ref": True}, {"softcap": 5.0, "temperature": 0.8}),
+    "keep_mask": ({"ref": True, "keep": True}, {"temperature": 0.8}),
+    "all of them": ({"sampler": True, "ref": True, "keep": True}, {"softcap": 5.0, "surrogate": "cispo"}),
+}
+ALL = pytest.mark.parametrize("name", SETTINGS)
+
+
+@ALL
+@pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
+@pytest.mark.parametrize("masked", [False, True], ids=["full", "ragged"])
+def test_values_and_gradients(device, name, dtype, masked):
+    tokens, settings = SETTINGS[name]
+    mask = torch.tensor(RAGGED, device=device) if masked else None
+    logits, targets, tokens = example(device, dtype, **tokens)
+    targets[0, 1] = -100
+    out, gradient = check(logits, targets, tokens, upstream=0.5, mask=mask, **settings)
+    ignored = (targets == -100) if mask is None else (targets == -100) | (mask == 0)
+    for x in (out.logprobs, out.entropy, out.kl, out.clipped, gradient):
+        assert not x[ignored].any()
+    assert gradient[~ignored].any()
+
+
+@ALL
+def test_a_larger_vocabulary_and_the_gradient_in_place(device, name):
+    """2053: a prime just above the CPU's tile of 2048. A sequence's gradient cannot be formed in place."""
+    tokens, settings = SETTINGS[name]
+    inplace = "ratio_level" not in settings
+    check(*example(device, vocabulary=2053, **tokens), upstream=-2.0, inplace=inplace, **settings)
+
+
+@ALL
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_going_backward_twice(device, name, dtype):
+    tokens, settings = SETTINGS[name]
+    logits, targets, tokens = example(device, dtype, **tokens)
+    leaf = logits.requires_grad_()
+    out = dual_mode_loss(leaf, targets, **tokens, **settings, **COEFFICIENTS)
+    once, again, scaled = (
+        torch.autograd.grad(out.loss * factor, leaf, retain_graph=True)[0].clone() for factor in (1.0, 1.0, 2.0**10)
+    )
+    tolerance = {"rtol": 2e-3, "atol": 2e-7} if dtype == torch.float16 else {"rtol": 1e-6, "atol": 1e-8}
+    torch.testing.assert_close(again, once, **tolerance)
+    torch.testing.assert_close(scaled.float() / 2**10, once.float(), **tolerance)
+
+
+@ALL
+def test_the_module_holds_the_setting(device, name):
+    tokens, settings = SETTINGS[name]
+    logits, targets, tokens = example(device, **tokens)
+    module = DualModeLoss(**settings, **COEFFICIENTS, loss_type="grpo")
+    expected = dual_mode_loss(logits, targets, **tokens, **settings, **COEFFICIENTS, loss_type="grpo")
+    for x, y in zip(module(logits, targets, **tokens), expected, strict=True):
+        assert torch.equal(x, y)
+    assert all(f"{key}={value}" in repr(module) for key, value in settings.items())
+
+
+@ALL
+@pytest.mark.parametrize("backend", ["native"], indirect=True)
+def test_compile_fullgraph(device, name):
+    torch._dynamo.reset()
+    tokens, settings = SETTINGS[name]
+    logits, targets, tokens = example(device, **tokens)
+
+    def step(logits):
+        out = dual_mode_loss(logits, targets, **tokens, **settings, **COEFFICIENTS, loss_type="bnpo")
+        return out.loss * 3
+
+    expected, actual = (
+        run(logits.requires_grad_()) for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager"))
+    )
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, logits)[0] for x in (actual, expected)))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "weight", "clipped"),
+    [
+        (1.5, 2.0, 1.5, False),
+        (4.0, 2.0, 3.0, True),  # TRL: min(ratio, epsilon_high), whatever the sign of the advantage
+        (4.0, -2.0, 3.0, True),
+        (0.01, 2.0, 0.01, False),
+    ],
+)
+def test_literal_cispo(device, ratio, advantage, weight, clipped):
+    """p = (1/4, 3/4), epsilon_high = 3: loss -weight * A * ln(3/4), gradient -weight * A * (-1/4, 1/4)."""
+    logits = torch.tensor([[0.0, math.log(3)]], dtype=torch.float64, device=device, requires_grad=True)
+    one = torch.ones(1, dtype=torch.float64, device=device)
+    out = dual_mode_loss(
+        logits, one.long(), advantages=advantage * one, mode=one.long(), old_logprobs=math.log(0.75 / ratio) * one,
+        surrogate="cispo", clip_low=1.0, clip_high=3.0 - 1,
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(out.loss, logits)
+    assert out.loss.item() == pytest.approx(-weight * advantage * math.log(0.75))
+    assert gradient[0].tolist() == pytest.approx([weight * advantage / 4, -weight * advantage / 4])
+    assert out.clipped.item() == clipped
+
+
+@pytest.mark.parametrize("surrogate", ["clip", "cispo"])
+@pytest.mark.parametrize(("sampler", "factor"), [(-1.0, 0.4), (-4.0, 2.0), (-math.inf, 2.0), (0.0, math.exp(-1) * 0.4)])
+def test_literal_sampler(device, surrogate, sampler, factor):
+    """old = -1 + ln 0.4 against the engine's log-prob: the weight is cut at 2, also where the engine never drew it."""
+    logits = torch.zeros(1, 5, device=device, requires_grad=True)
+    one = torch.ones(1, device=device)
+    tokens = {"advantages": 3 * one, "mode": one.long(), "old_logprobs": (math.log(0.4) - 1) * one}
+    wide = {"surrogate": surrogate, "clip_low": 1.0, "clip_high": 99.0}
+    plain = dual_mode_loss(logits, one.long(), **tokens, **wide)
+    out = dual_mode_loss(logits, one.long(), **tokens, **wide, sampler_logprobs=sampler * one)
+    for x, y in zip(
+        (out.loss, *torch.autograd.grad(out.loss, logits)),
+        (plain.loss, *torch.autograd.grad(plain.loss, logits)),
+        strict=True,
+    ):
+        torch.testing.assert_close(x, factor * y, rtol=1e-6, atol=1e-7)
+
+
+def test_a_sequence_has_one_ratio(device):
+    """Uniform over 4 words, old log-probs ln 1/4 - (0.1, 0.3): every ratio is exp(0.2), and the clip takes both."""
+    logits = torch.zeros(1, 3, 4, device=device, dtype=torch.float64, requires_grad=True)
+    old = math.log(0.25) - torch.tensor([[0.1, 0.3, 9.0]], device=device, dtype=torch.float64)
+    mask, targets = torch.tensor([[1, 1, 0]], device=device), torch.zeros(1, 3, device=device, dtype=torch.long)
+    ones = {"advantages": torch.ones_like(old), "mode": targets, "old_logprobs": old, "mask": mask}
+    out = dual_mode_loss(logits, targets, **ones, ratio_level="sequence", clip_high=0.3)
+    assert out.loss.item() == pytest.approx(-math.exp(0.2))
+    (gradient,) = torch.autograd.grad(out.loss, logits)
+    # d loss / d l = -exp(0.2) / 2 in each token
+    assert gradient[0, 1].tolist() == pytest.approx([-math.exp(0.2) / 2 * x for x in (0.75, -0.25, -0.25, -0.25)])
+    assert not gradient[0, 2].any()
+    out = dual_mode_loss(logits, targets, **ones, ratio_level="sequence", clip_high=0.2)
+    assert out.clipped.tolist() == [[True, True, False]]
+    assert out.loss.item() == pytest.approx(-1.2)
+    assert not torch.autograd.grad(out.loss, logits)[0].any()
+
+
+def test_rows_that_are_not_read_do_not_reach_the_ratio_of_their_sequence(device):
+    logits, targets, tokens = example(device, ref=True, sampler=True)
+    mask = torch.tensor(RAGGED, device=device)
+    settings = {"ratio_level": "sequence", "mask": mask, **COEFFICIENTS}
+    losses = []
+    for value in (0.0, float("nan")):
+        for name in ("advantages", "old_logprobs", "ref_logprobs", "sampler_logprobs"):
+            tokens[name] = torch.where(mask == 1, tokens[name], value)
+        leaf = torch.where(mask[..., None] == 1, logits, value).requires_grad_()
+        out = dual_mode_loss(leaf, targets, **tokens, **settings)
+        losses.append((out.loss, *torch.autograd.grad(out.loss, leaf)))
+    assert torch.equal(losses[0][0], losses[1][0])
+    assert torch.equal(losses[0][1], losses[1][1])
+    assert losses[0][1].isfinite().all()
+
+
+LOSS_TYPES = {  # as in TRL's GRPOTrainer, l and m (B, T); dapo in one process
+    "grpo": lambda l, m: ((l * m).sum(-1) / m.sum(-1).clamp(min=1)).mean(),
+    "bnpo": lambda l, m: (l * m).sum() / m.sum().clamp(min=1),
+    "dapo": lambda l, m: (l * m).sum() / m.sum().clamp(min=1),
+    "dr_grpo": lambda l, m: (l * m).sum() / (l.shape[0] * 7),
+}
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("ratio_level", ["token", "sequence"])
+@pytest.mark.parametrize("mask", [RAGGED, [[1] * 4] * 3, [[0] * 4] * 3], ids=["ragged", "full", "nothing"])
+def test_loss_types(device, loss_type, ratio_level, mask):
+    logits, targets, tokens = example(device, ref=True)
+    mask = torch.tensor(mask, device=device)
+    ones = torch.ones_like(tokens["advantages"])
+    literal = LOSS_TYPES[loss_type](ones.cpu().double().requires_grad_(), mask.cpu())
+    weights = torch.autograd.functional.jacobian(lambda l: LOSS_TYPES[loss_type](l, mask.cpu()), ones.cpu().double())
+    assert literal.item() == pytest.approx(weights.sum().item())
+    settings = {**COEFFICIENTS, "mask": mask, "ratio_level": ratio_level}
+    leaves = [logits.clone().requires_grad_() for _ in range(2)]
+    typed = dual_mode_loss(leaves[0], targets, **tokens, **settings, loss_type=loss_type, max_completion_length=7)
+    weighted = dual_mode_loss(leaves[1], targets, **tokens, **settings, weights=weights.to(ones))
+    torch.testing.assert_close(typed.loss, weighted.loss, rtol=1e-6, atol=1e-7)
+    grads = [torch.autograd.grad(x.loss, leaf)[0] for x, leaf in zip((typed, weighted), leaves, strict=True)]
+    torch.testing.assert_close(*grads, rtol=1e-6, atol=1e-8)
+    assert grads[0].any() == mask.any()
+
+
+@pytest.mark.parametrize("backend", ["torch"], indirect=True)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"loss_type": "grpo", "weights": torch.ones(SHAPE)}, "weights and loss_type are two answers"),
+        ({"loss_type": "dr_grpo"}, "divides by max_completion_length, which is not given"),
+        ({"loss_type": "sapo"}, "loss_type='sapo' must be one of 'grpo', 'dapo', 'dr_grpo', 'bnpo'"),
+        ({"surrogate": "ppo"}, "surrogate must be one of 'clip', 'cispo', got 'ppo'"),
+        ({"ratio_level": "row"}, "ratio_level must be one of 'token', 'sequence', got 'row'"),
+        ({"surrogate": "cispo", "clip_delta": 2.0}, "no sequence, no clip_delta"),
+        ({"surrogate": "cispo", "ratio_level": "sequence"}, "no sequence, no clip_delta"),
+        ({"sampler_cap": 0.0}, "sampler_cap must be above 0, got 0.0"),
+        ({"sampler_cap": float("nan")}, "sampler_cap must be above 0, got nan"),
+        ({"sampler_logprobs": torch.ones(3)}, r"sampler_logprobs has shape \(3,\); expected \(3, 4\)"),
+        ({"ratio_level": "sequence", "inplace_gradient": True}, "a sequence's ratio is not known there"),
+        ({"softcap": -1.0}, "softcap must be finite and > 0, or None, got -1.0"),
+        ({"keep_mask": torch.ones(5).bool()}, r"keep_mask has shape \(5,\); expected \(3, 4, 37\)"),
+    ],
+)
+def test_bad_settings(device, settings, words):
+    logits, targets, tokens = example(device)
+    with pytest.raises(ValueError, match=words):
+        dual_mode_loss(logits, targets, **tokens, **COEFFICIENTS, **settings)
+    held = {"weights", "sampler_logprobs", "keep_mask"} & set(settings)
+    if not held and words[:9] not in ("divides b", "loss_type", "softcap m", "a sequenc"):
+        with pytest.raises(ValueError, match=words):
+            DualModeLoss(**settings)
+
+
+def test_a_loss_type_needs_sequences(device):
+    ones = torch.ones(3, device=device)
+    with pytest.raises(ValueError, match=r"loss_type='grpo' needs logits \(..., T, V\), got shape \(4,\)"):
+        dual_mode_loss(
+            torch.ones(4, device=device), ones[0].long(), advantages=ones[0], mode=ones[0].long(), loss_type="grpo"
+        )
