@@ -130,16 +130,16 @@ def _times(upstream, x):
 def _side(inverse_temperature, kl, entropy, log_sum, other_log_sum, to_kl, to_other_kl, to_entropy):
     """Numbers of one side's gradient, p * bound * (level + gap_slope * gap + slope * d) + to_other * q.
 
-    The bracket is divided by `bound`, so that it stays finite where p is 0.
+    The bracket is divided by `bound`, so that it is finite where p is 0, even between numbers of the size of finfo.max.
     """
+    bound = 1 + 4 * inverse_temperature * (1 + inverse_temperature) * (tl.abs(to_kl) + tl.abs(to_entropy))
     unknown = (log_sum - log_sum) + (other_log_sum - other_log_sum)  # NaN if either row has NaN, else 0
-    kl = tl.where(kl == float("inf"), float("nan"), kl)
     to_other = -inverse_temperature * _times(to_other_kl, 1 + unknown)
-    constant = _times(to_kl, kl + (log_sum - other_log_sum)) + _times(to_entropy, entropy - log_sum)
-    gap_slope = inverse_temperature * inverse_temperature * to_kl
-    slope = -inverse_temperature * inverse_temperature * to_entropy
-    bound = 1 + tl.abs(gap_slope) + tl.abs(slope)
-    bracket = ((-to_other - inverse_temperature * constant) / bound, gap_slope / bound, slope / bound)
+    to_kl = inverse_temperature * to_kl / bound
+    to_entropy = -inverse_temperature * to_entropy / bound
+    kl = tl.where(kl == float("inf"), float("nan"), kl)
+    constant = _times(to_entropy, entropy - log_sum) - _times(to_kl, kl + (log_sum - other_log_sum))
+    bracket = (constant - to_other / bound, inverse_temperature * to_kl, inverse_temperature * to_entropy)
     # The NaN of a row is in the numbers above; p must not carry it into a term whose upstream gradient is 0.
     shift = tl.where(log_sum == log_sum, tl.log2(bound) - log_sum * LOG2E, 0.0)
     return bracket, to_other, bound, shift

@@ -89,7 +89,7 @@ class PolicySplitConfig:
         "advantage: the bonus is added to it. loss: the exact bonus is a differentiable term of the loss, of the same "
         "alpha, eta and eta_normal and the weights of the policy loss; the advantage is correctness alone. kappa, "
         "clamp, clamp_floor, normalize, lowest_entropy_mask_ratio, correctness_mask and bonus_estimator then mean "
-        "nothing, and share_correction is of the correctness alone.",
+        "nothing, share_correction is of the correctness alone, and groups of equal rewards train too.",
     )
     entropy_coef_normal: float = _option(0.0, "Weight of the differentiable entropy term, tokens of the normal mode.")
     entropy_coef_high_entropy: float = _option(0.0, "Weight of the differentiable entropy term, high-entropy mode.")
@@ -126,8 +126,9 @@ class PolicySplitConfig:
     report_to: str = _option("none", "none, tensorboard, wandb, trackio or several of them, separated by commas.")
     log_exact_kl: bool = _option(
         False,
-        "Exact KLs between the modes, beside the sampled estimates; always there with regularizer='loss' and "
-        "bonus_estimator='exact'. Both rows of a response are then in one micro-batch.",
+        "Exact KLs between the modes in metrics and evaluations, beside the sampled estimates, at a few percent of the "
+        "scoring; always with regularizer='loss' or bonus_estimator='exact'. Both rows of a response are then in one "
+        "micro-batch.",
     )
     log_completions: bool = _option(
         False, "Write each response with its reward to completions.jsonl every logging_steps."

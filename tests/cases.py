@@ -38,6 +38,11 @@ class Case:
     def statistics_dtype(self):
         return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
 
+    @property
+    def rounding(self):
+        """How far off the logits are that the kernel sees: float32 rounds a capped one in proportion to the cap."""
+        return 1 + (self.softcap or 0) / 3
+
     def options(self):
         return {name: getattr(self, name) for name in ("temperature", "softcap", "keep_mask")}
 

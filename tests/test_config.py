@@ -32,6 +32,8 @@ from policy_split.config import RULES, PolicySplitConfig
         ("clamp", "hard", "clamp='hard' must be one of 'paper', 'code'"),
         ("share_correction", "full", "share_correction='full'"),
         ("bonus_estimator", "mean", "bonus_estimator='mean' must be one of 'sampled', 'entropy', 'exact'"),
+        ("regularizer", "both", "regularizer='both' must be one of 'advantage', 'loss'"),
+        ("log_exact_kl", "yes", "log_exact_kl='yes' must be True or False"),
         ("lowest_entropy_mask_ratio", 1.0, "lowest_entropy_mask_ratio=1.0"),
         ("learning_rate", None, "learning_rate=None"),
         ("lr_scheduler_type", "staircase", "lr_scheduler_type='staircase'"),
@@ -89,3 +91,10 @@ def test_defaults_are_the_papers():
     assert options.items() <= config.bonus_options.items()
     assert config.clip_high == config.epsilon == 0.2
     assert config.trackers == []
+
+
+def test_exact_kl_is_computed_where_it_is_needed_or_asked_for():
+    asked = ({"log_exact_kl": True}, {"bonus_estimator": "exact"}, {"regularizer": "loss"})
+    assert all(PolicySplitConfig(**options).exact_kl for options in asked)
+    assert not any(PolicySplitConfig(bonus_estimator=name).exact_kl for name in ("sampled", "entropy"))
+    assert PolicySplitConfig(regularizer="loss", eta=0.3, eta_normal=0.1).bonus_options["eta_normal"] == 0

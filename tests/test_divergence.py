@@ -22,8 +22,8 @@ def outputs_and_gradients(a, b, **options):
     return type(out)(*(x.detach() for x in out)), [x for both in gradients for x in both]
 
 
-def check(a, b, temperature=1.0, mask=None, alone=False):
-    """Values, and gradients under random upstreams of all outputs or of each alone, against the truth."""
+def check(a, b, temperature=1.0, mask=None, one_hot=False):
+    """Values and gradients against the truth, under random upstreams; one_hot: row n has one of output n % 4 alone."""
     leaves = a.detach().requires_grad_(), b.detach().requires_grad_()
     out = mode_divergence(*leaves, temperature=temperature, mask=mask)
     wide = torch.float64 if a.dtype == torch.float64 else torch.float32
@@ -37,25 +37,25 @@ def check(a, b, temperature=1.0, mask=None, alone=False):
         torch.testing.assert_close(x.reshape(-1).double(), y, **tolerance)
     generator = torch.Generator().manual_seed(1)
     upstream = torch.randn(4, valid.numel(), generator=generator).to(a.device, wide)
+    if one_hot:
+        upstream *= torch.arange(valid.numel(), device=a.device) % 4 == torch.arange(4, device=a.device)[:, None]
+    grads = torch.autograd.grad(out, leaves, [x.view(valid.shape) for x in upstream])
+    true = torch.autograd.grad(expected, exact, list(upstream.double()))
     # What cancels in a gradient: p * (gap - KL) / temperature, whose gap is at most that of two rows of this spread.
     finite = [x.detach().masked_fill(x == -INF, 0.0) for x in exact]
     spread = sum(x.amax(-1) - x.amin(-1) for x in finite) / rows
-    for used in [[0], [1], [2], [3]] if alone else [[0, 1, 2, 3]]:
-        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-        grads = torch.autograd.grad(
-            [out[k] for k in used], leaves, [upstream[k].view(valid.shape) for k in used], **options
-        )
-        true = torch.autograd.grad([expected[k] for k in used], exact, [upstream[k].double() for k in used], **options)
-        terms = upstream[used].abs().sum(0).double() * (1 + spread / 10) / rows
-        for x, y in zip(grads, true, strict=True):
-            truth.assert_gradient_close(x.reshape(y.shape), y, a.dtype, terms=terms)
+    terms = upstream.abs().sum(0).double() * (1 + spread / 10) / rows
+    for x, y in zip(grads, true, strict=True):
+        truth.assert_gradient_close(x.reshape(y.shape), y, a.dtype, terms=terms)
+    return grads
 
 
 # 1: a vocabulary of one. 2, 7: below one vector. 1023: no whole tile. 2053: a prime just above the CPU's tile of 2048.
 @pytest.mark.parametrize("vocabulary", [1, 2, 7, 1023, 2053, 5000])
 @pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
 def test_values_and_gradients(device, dtype, vocabulary):
-    check(*pair(vocabulary, 3, vocabulary, dtype=dtype, device=device), alone=True)
+    check(*pair(vocabulary, 4, vocabulary, dtype=dtype, device=device), one_hot=True)
+    check(*pair(vocabulary, 1, vocabulary, dtype=dtype, device=device))
 
 
 def test_literal(device):
@@ -68,32 +68,32 @@ def test_literal(device):
 @pytest.mark.parametrize("slopes", [(80, 80), (80, -80), (-80, 80), (0, 80)])
 def test_a_maximum_that_moves_from_tile_to_tile(device, slopes):
     ramp = torch.linspace(-1, 1, 5000, device=device)
-    check(*(x + slope * ramp for x, slope in zip(pair(0, 2, 5000, device=device), slopes, strict=True)))
+    check(*(x + slope * ramp for x, slope in zip(pair(0, 1, 5000, device=device), slopes, strict=True)))
 
 
-@pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_shapes_strides_and_temperatures(device, dtype):
     """Every leading shape, and rows of a and b that lie differently in memory."""
-    a, b = pair(0, 3, 4, 150, dtype=dtype, device=device)
+    a, b = pair(0, 2, 3, 60, dtype=dtype, device=device)
     check(a[0, 0], b[0, 0])
     check(a[0], b[0])
     check(a[:, :-1], b[:, 1:])
-    check(a[:, :-1], b[:, :3].contiguous())
-    check(a[..., 7:127], b[..., :120])
+    check(a[:, :-1], b[:, :2].contiguous())
+    check(a[..., 7:57], b[..., :50])
     check(a.transpose(0, 1), b.transpose(0, 1).contiguous(), temperature=0.6)
-    check(a.view(3, 4, 10, 15)[:, :, ::2, ::3], b.view(3, 4, 15, 10)[:, :, :10:2, :5])
-    check(a[:1].expand(3, 4, 150), b)
-    temperature = torch.linspace(0.5, 1.5, 12, device=device).view(3, 4)
+    check(a.view(2, 3, 4, 15)[:, :, ::2, ::3], b.view(2, 3, 6, 10)[:, :, :4:2, :5])
+    check(a[:1].expand(2, 3, 60), b)
+    temperature = torch.linspace(0.5, 1.5, 6, device=device).view(2, 3)
     check(a, b, temperature=temperature)
     check(a, b, temperature=torch.tensor(0.7, device=device), mask=temperature > 0.8)
 
 
 @pytest.mark.parametrize("size", [1e-3, 1e-4, 1e-5])
 def test_a_small_kl_keeps_its_digits(backend, device, size):
-    """log p is down to -12.7 and its rounding 1e-6; averaging gaps leaves 4e-7: relative to the KL 4e-7 / size."""
+    """log p is down to -11.8 and its rounding 1e-6; averaging gaps leaves 4e-7: relative to the KL 4e-7 / size."""
     generator = torch.Generator().manual_seed(0)
-    a = torch.rand(16, 5000, generator=generator).mul(-6).to(device)
-    b = a + torch.randn(16, 5000, generator=generator).mul((2 * size) ** 0.5).to(device)
+    a = torch.rand(8, 2053, generator=generator).mul(-6).to(device)
+    b = a + torch.randn(8, 2053, generator=generator).mul((2 * size) ** 0.5).to(device)
     exact, eager, ours = ([x.requires_grad_() for x in two] for two in (
         (a.double(), b.double()), (a.clone(), b.clone()), (a.clone(), b.clone())
     ))  # fmt: skip
@@ -125,47 +125,46 @@ def test_the_kl_of_a_row_from_itself_is_zero(device, dtype):
 @pytest.mark.parametrize("offset", [1e4, -1e4, 3e5])
 def test_an_offset_of_either_side_changes_nothing(device, offset):
     """Multiples of 1/32 stay exact under these offsets in float32: results must agree to the last bits."""
-    a, b = (x.mul(32).round().div(32) for x in pair(0, 3, 2053, device=device))
-    expected, true_gradients = outputs_and_gradients(a, b)
-    for moved in ((a + offset, b), (a, b + offset), (a + offset, b - offset)):
-        actual, gradients = outputs_and_gradients(*moved)
-        for x, y in zip((*actual, *gradients), (*expected, *true_gradients), strict=True):
-            torch.testing.assert_close(x, y, rtol=2e-6, atol=2e-7)
+    a, b = (x.mul(32).round().div(32).expand(4, -1) for x in pair(0, 1, 2053, device=device))
+    moved = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, -1.0]], device=device) * offset
+    out, gradients = outputs_and_gradients(a + moved[:, :1], b + moved[:, 1:])
+    for x in (*out, *gradients):
+        torch.testing.assert_close(x[1:], x[:1].expand_as(x[1:]), rtol=2e-6, atol=2e-7)
 
 
-# A whole leading tile, the last token, all but the first, every other one.
-DEAD = pytest.mark.parametrize("dead", [slice(4500), slice(4999, 5000), slice(1, 5000), slice(0, 5000, 2)], ids=str)
+# The whole leading tile of the CPU and of the GPU, the last token, all but the first, every other one.
+DEAD = pytest.mark.parametrize("dead", [slice(2048), slice(2052, 2053), slice(1, 2053), slice(0, 2053, 2)], ids=str)
 
 
 @DEAD
 @pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
 def test_minus_inf_in_both_adds_nothing(device, dtype, dead):
-    a, b = pair(0, 3, 5000, dtype=dtype, device=device)
-    a[:2, dead] = b[:2, dead] = -INF
-    check(a, b)
-    for x in outputs_and_gradients(a, b)[1]:
-        assert (x[:2, dead] == 0).all()
+    a, b = pair(0, 2, 2053, dtype=dtype, device=device)
+    a[1, dead] = b[1, dead] = -INF
+    for x in check(a, b):
+        assert (x[1, dead] == 0).all()
 
 
 @DEAD
 @pytest.mark.parametrize("depth", [0.0, -300.0])  # e^-300 is 0 in float32: the token can be drawn all the same
 def test_minus_inf_on_one_side_is_an_infinite_kl(device, dead, depth):
-    """KL(a || b) of a token that b never draws; the other three are finite, and so are their gradients."""
-    a, b = pair(0, 3, 5000, device=device)
-    a[1, dead] += depth
-    b[1, dead] = -INF
+    """KL(own || other) of a token that other never draws; the other three are finite, and so are their gradients."""
+    own, other = pair(0, 1, 2053, device=device)
+    clean = torch.zeros_like(own)
+    own[0, dead] += depth
+    other[0, dead] = -INF
+    a, b = torch.cat((own, other, clean)), torch.cat((other, own, clean))
     out, gradients = outputs_and_gradients(a, b)
     for x, y in zip(out, truth.divergence(a.double(), b.double()), strict=True):
         torch.testing.assert_close(x.double(), y, rtol=2e-6, atol=4e-6)
-    assert out.kl_ab.isinf().tolist() == [False, True, False]
-    for x in (*out[1:], *(g[::2] for g in gradients), *gradients[2:]):
-        assert x.isfinite().all()
-    likely = a[1] > a[1].max() - 50
-    assert gradients[0][1, likely].isnan().all()  # it averages over an infinite gap
+    assert out.kl_ab.isinf().tolist() == [True, False, False]
+    assert out.kl_ba.isinf().tolist() == [False, True, False]
+    likely = own[0] > own.max() - 50
+    for k, x in enumerate(gradients):  # of kl_ab in a, of kl_ab in b, of kl_ba in a, of kl_ba in b, ...
+        averaging = {0: 0, 3: 1}.get(k)  # the row whose gradient averages over an infinite gap
+        assert [row.isfinite().all() for row in x] == [n != averaging for n in range(3)]
+        assert averaging is None or x[averaging, likely].isnan().all()
     torch.testing.assert_close(gradients[1], torch.softmax(b, -1) - torch.softmax(a, -1), rtol=1e-5, atol=1e-7)
-    mirrored, mirrored_gradients = outputs_and_gradients(b, a)
-    torch.testing.assert_close(mirrored.kl_ba, out.kl_ab, rtol=1e-6, atol=1e-6)
-    assert mirrored_gradients[3][1, likely].isnan().all()
 
 
 def test_an_infinite_kl_without_upstream_leaves_the_gradient_alone(device):
@@ -177,23 +176,31 @@ def test_an_infinite_kl_without_upstream_leaves_the_gradient_alone(device):
     assert all(x.isfinite().all() and x.any() for x in grads)
 
 
-@pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
-@pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize(
-    ("position", "value"), [(0, NAN), (2047, INF), (2048, NAN), (4999, INF), (4999, NAN), (slice(5000), -INF)]
-)
-def test_a_row_without_a_distribution_is_nan(device, dtype, side, position, value):
+    ("position", "value", "dtype"),
+    [
+        (0, NAN, torch.float32), (2047, INF, torch.bfloat16), (2048, NAN, torch.float16), (2052, INF, torch.float32),
+        (2052, NAN, torch.float64), (slice(2053), -INF, torch.float32), (slice(2053), -INF, torch.bfloat16),
+    ],
+)  # fmt: skip
+def test_a_row_without_a_distribution_is_nan(device, position, value, dtype):
     """A NaN, a +inf, or nothing but -inf, as in torch; the other side's entropy and the other rows do not see it."""
-    rows = pair(0, 3, 5000, dtype=dtype, device=device)
-    clean, clean_gradients = outputs_and_gradients(*rows)
-    rows[side][1, position] = value
-    out, gradients = outputs_and_gradients(*rows)
-    for x in (*out[:2], out[2 + side], *gradients[:4], gradients[4 + 3 * side]):
+    a, b = pair(0, 4, 2053, dtype=dtype, device=device)
+    clean, clean_gradients = outputs_and_gradients(a, b)
+    a[1, position] = b[2, position] = value
+    out, gradients = outputs_and_gradients(a, b)
+    for x in (*out[:2], *gradients[:4]):
+        assert x[1:3].isnan().all()
+    for x in (out.entropy_a, gradients[4]):
         assert x[1].isnan().all()
-    assert torch.equal(out[3 - side], clean[3 - side])
-    assert torch.equal(gradients[7 - 3 * side], clean_gradients[7 - 3 * side])
+    for x in (out.entropy_b, gradients[7]):
+        assert x[2].isnan().all()
+    assert torch.equal(out.entropy_a[2], clean.entropy_a[2])
+    assert torch.equal(out.entropy_b[1], clean.entropy_b[1])
+    assert torch.equal(gradients[4][2], clean_gradients[4][2])
+    assert torch.equal(gradients[7][1], clean_gradients[7][1])
     for x, y in zip((*out, *gradients), (*clean, *clean_gradients), strict=True):
-        assert torch.equal(x[::2], y[::2])
+        assert torch.equal(x[::3], y[::3])
 
 
 def test_masked_rows_are_not_read(device):
@@ -208,7 +215,7 @@ def test_masked_rows_are_not_read(device):
         assert torch.equal(x[::2], y)
 
 
-@pytest.mark.parametrize("vocabulary", [40, 5000])
+@pytest.mark.parametrize("vocabulary", [40, 2053])
 def test_extreme_finite_logits(device, vocabulary):
     """finfo.min is a usual mask value: in both rows, in one alone, in a whole row; and finfo.max leaves one token."""
     least, most = torch.finfo(torch.float32).min, torch.finfo(torch.float32).max
@@ -227,10 +234,10 @@ def test_extreme_finite_logits(device, vocabulary):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_row_does_not_depend_on_its_batch(device, dtype):
-    """Bitwise: again, in another order, alone."""
-    a, b = pair(0, 7, 2053, dtype=dtype, device=device)
+    """Bitwise: in another order, alone."""
+    a, b = pair(0, 5, 2053, dtype=dtype, device=device)
     whole, gradients = outputs_and_gradients(a, b)
-    for rows in (torch.arange(7), torch.randperm(7), torch.tensor([0]), torch.tensor([6])):
+    for rows in (torch.tensor([3, 1, 4, 0, 2]), torch.tensor([0]), torch.tensor([4])):
         part, part_gradients = outputs_and_gradients(a[rows], b[rows])
         for x, y in zip((*whole, *gradients), (*part, *part_gradients), strict=True):
             assert torch.equal(x[rows], y)
@@ -241,7 +248,7 @@ def test_rows_more_than_two_billion_elements_apart(device):
     far = torch.empty(2**31 + 100, dtype=torch.bfloat16, device=device).as_strided((2, 50), (2**31, 1))
     near, values = pair(0, 2, 50, dtype=torch.bfloat16, device=device)
     far.copy_(values)
-    check(far, near, alone=True)
+    check(far, near)
     check(near[:, None], far[:, None])
 
 
@@ -268,7 +275,7 @@ def test_going_backward_twice_and_stride_zero_upstreams(device):
     torch.autograd.grad(out.entropy_b.sum(), b)
     for x, y, z in zip(once, kept, again, strict=True):
         assert torch.equal(x, y)
-        torch.testing.assert_close(2 * z, x, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(2 * z, x, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (0, 0, 1)])

@@ -150,3 +150,11 @@ def test_structures_have_the_size_of_the_c_interface():
     assert ctypes.sizeof(native_library.Matrix) == 8 * 19
     assert ctypes.sizeof(native_library.Statistics) == 8 * 4
     assert ctypes.sizeof(native_library.Loss) == 8 * 17
+
+
+def test_equal_log_probs_make_a_ratio_of_exactly_one():
+    """The library computes them in float64 and hands them out rounded: the ratio is that of what it handed out."""
+    call = list(arguments(torch.float32, 300, 65))
+    call[7] = native.logprobs_entropy(*call[:6]).logprobs  # old
+    call[14], call[15], call[16] = 0.0, 0.0, None  # a clip that leaves nothing but 1
+    assert not native.dual_mode_loss(*call, None).clipped.any()

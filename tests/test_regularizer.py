@@ -73,7 +73,9 @@ def test_push_is_plain_autograd(coefficients, temperature):
 def test_logits_may_be_overwritten_after_the_push():
     logits, weights, mask = example()
     logits.requires_grad_()
-    passed, push = mode_push(logits * 1.0, weights, mask, (-0.2, 0.3), 1.0)
+    computed = logits * 1.0
+    passed, push = mode_push(computed, weights, mask, (-0.2, 0.3), 1.0)
+    assert passed.data_ptr() == computed.data_ptr()  # no copy
     passed.detach().fill_(math.nan)
     push.backward()
     other = logits.detach().requires_grad_()

@@ -61,7 +61,8 @@ TokenLoss token(const PsLoss& loss, int64_t n, const RowStatistics& row) {
     values[k] = get<Real>(vector, n);
     return &values[k];
   };
-  return token_loss(row.logprob, row.entropy,
+  const double logprob = Real(row.logprob);  // as it is returned: equal old log-probs make a ratio of 1
+  return token_loss(logprob, row.entropy,
                     {get<Real>(loss.advantages, n), get<Real>(loss.weights, n), get<Real>(loss.entropy_coef, n),
                      get<Real>(loss.kl_coef, n), optional(0, loss.old_logprobs), optional(1, loss.ref_logprobs),
                      optional(2, loss.sampler_logprobs)},
