@@ -19,7 +19,7 @@ def sequence_loss_rows(logits: Tensor, *arguments, length: int) -> tuple[Tensor,
     """
     targets, _, mask, *_ = arguments
     logprobs, entropy, _, _ = ops.logprobs_entropy(logits, *arguments[:5])
-    losses, kl, clipped = _Losses.apply(logprobs, entropy, valid_rows(targets, mask), length, *arguments[5:])
+    losses, kl, clipped = _Losses.apply(logprobs, entropy, valid_rows(targets, mask), max(1, length), *arguments[5:])
     return losses, logprobs.detach(), entropy.detach(), kl, clipped
 
 

@@ -6,10 +6,12 @@ from torch import Tensor
 from .reference import statistics_dtype
 from .reference_divergence import DivergenceRows
 from .triton_launch import (
+    PAIR_THREAD_BYTES,
     STATISTICS_THREADS,
     STREAMING_THREADS,
     jit,
     on_device,
+    resident_options,
     row_vectors,
     strides,
     temperature_stride,
@@ -89,12 +91,12 @@ def divergence(logits_a: Tensor, logits_b: Tensor, inverse_temperature: Tensor, 
     result = DivergenceRows(*row_vectors(logits_a, statistics_dtype(logits_a.dtype), 8))
     rows = result.kl_ab.shape[0]
     if rows > 0:
-        tiles = tiling_of((logits_a, logits_b), STATISTICS_THREADS)
+        tiles = tiling_of((logits_a, logits_b), STATISTICS_THREADS, PAIR_THREAD_BYTES)
         with on_device(logits_a.device):
             divergence_kernel[(rows,)](
                 logits_a, logits_b, inverse_temperature, mask, *result,
                 logits_a.shape[1], *strides(logits_a, tiles.VEC), *strides(logits_b, tiles.VEC),
-                temperature_stride(inverse_temperature), **tiles.options(),
+                temperature_stride(inverse_temperature), **tiles.options(), **resident_options(logits_a.device),
             )  # fmt: skip
     return result
 
@@ -124,12 +126,12 @@ def divergence_gradient(
     if rows == 0 or (grad_a is None and grad_b is None):
         return
     matrices = (logits_a, logits_b, grad_a, grad_b)
-    tiles = tiling_of(matrices, STREAMING_THREADS)
+    tiles = tiling_of(matrices, STREAMING_THREADS, PAIR_THREAD_BYTES)
     with on_device(logits_a.device):
         divergence_gradient_kernel[(rows,)](
             logits_a, logits_b, inverse_temperature, mask,
             kl_ab, kl_ba, entropy_a, entropy_b, max_a, log_sum_a, max_b, log_sum_b,
             grad_kl_ab, grad_kl_ba, grad_entropy_a, grad_entropy_b, grad_a, grad_b,
             logits_a.shape[1], *(stride for x in matrices for stride in strides(x, tiles.VEC)),
-            temperature_stride(inverse_temperature), **tiles.options(),
+            temperature_stride(inverse_temperature), **tiles.options(), **resident_options(logits_a.device),
         )  # fmt: skip

@@ -27,10 +27,13 @@ STATISTICS_THREADS = {1024: 64, 8192: 128, 32768: 256, math.inf: 512}
 STREAMING_THREADS = {1024: 64, 8192: 128, math.inf: 256}
 # Bytes of logits that a thread has in flight, by the size of a logit: float64 needs its registers for exp2.
 THREAD_BYTES = {2: 64, 4: 64, 8: 32}
+# The same of each of two matrices that are read together: with more there are too few registers.
+PAIR_THREAD_BYTES = {2: 32, 4: 32, 8: 16}
 # Of the L2 cache for rows that are read a second time; the rest is for the gradient on its way out.
 RESIDENT_SHARE = 0.6
-# A multiprocessor has room for 512 threads of 128 registers; for its smaller programs ptxas would take 200 and leave
-# half of it empty. It reads a limit as leave to use it up, so only the loss kernel has one (AMD has no such option).
+# A multiprocessor has room for 512 threads of 128 registers. Of smaller programs, ptxas would give each thread of the
+# loss 200, and leave half of it empty, or of a pair of rows 80, and spill. It reads a limit as leave to use it up, so
+# only these have one (AMD has no such option).
 RESIDENT_THREADS = 512
 RESIDENT_REGISTERS = 128
 # Neither the batch nor the alignment of a slice of a vector may recompile a kernel.
@@ -68,9 +71,11 @@ class Machine(NamedTuple):
 INTERPRETER = Machine(warp_size=32, multiprocessors=2, cache_bytes=0, nvidia=False)
 
 
-def tiling(vocabulary: int, itemsize: int, vector: int, threads_of: dict, warp_size: int) -> Tiling:
+def tiling(
+    vocabulary: int, itemsize: int, vector: int, threads_of: dict, warp_size: int, thread_bytes: dict = THREAD_BYTES
+) -> Tiling:
     threads = next(threads for largest, threads in threads_of.items() if vocabulary <= largest)
-    elements = THREAD_BYTES[itemsize] // itemsize
+    elements = thread_bytes[itemsize] // itemsize
     depth = max(1, min(elements // vector, triton.next_power_of_2(vocabulary) // (threads * vector)))
     return Tiling(vocabulary, depth, threads, vector, threads // warp_size)
 
@@ -85,11 +90,12 @@ def row_vector(*matrices: Tensor) -> int:
     return vector
 
 
-def tiling_of(matrices: Sequence[Tensor | None], threads_of: dict) -> Tiling:
+def tiling_of(matrices: Sequence[Tensor | None], threads_of: dict, thread_bytes: dict = THREAD_BYTES) -> Tiling:
     """Of rows that are walked through together; the first matrix holds logits."""
     logits = matrices[0]
     vector = row_vector(*(x for x in matrices if x is not None))
-    return tiling(logits.shape[-1], logits.element_size(), vector, threads_of, machine_of(logits.device).warp_size)
+    warp_size = machine_of(logits.device).warp_size
+    return tiling(logits.shape[-1], logits.element_size(), vector, threads_of, warp_size, thread_bytes)
 
 
 def strides(x: Tensor | None, vector: int) -> tuple[int, int]:

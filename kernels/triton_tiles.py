@@ -35,7 +35,10 @@ def tile_pointers(
     row_ptr, i, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, TAIL: tl.constexpr
 ):
     """Pointers to tile i of a row; the last, partial one is a TAIL of no more depth than it needs."""
-    return row_ptr + i * (DEPTH * LANES * VEC) + _tile_offsets(V, DEPTH, LANES, VEC, TAIL)
+    TAIL_DEPTH: tl.constexpr = triton.next_power_of_2(triton.cdiv(V % (DEPTH * LANES * VEC), LANES * VEC))
+    # The depth comes last, so that it is the constant in a load's address.
+    first = row_ptr + i * (DEPTH * LANES * VEC) + tl.arange(0, LANES * VEC)[None, :]
+    return first + tl.arange(0, TAIL_DEPTH if TAIL else DEPTH)[:, None] * (LANES * VEC)
 
 
 @triton.jit

@@ -75,7 +75,7 @@ def drawn_cases(draw, vocabularies, layouts=tuple(LAYOUTS)[:-2]):
         "dtype": draw(st.sampled_from(DTYPES)),
         "mask": draw(st.sampled_from([None, "bool", "int", "expanded", "nothing_counts"])),
         "ignored": draw(st.booleans()),
-        "pattern": draw(st.sampled_from(["none", "single", "leading", "all_but_one", "target"])),
+        "pattern": draw(st.sampled_from(["none", "rising", "single", "leading", "all_but_one", "target"])),
         "nan": draw(st.sampled_from(["none", "masked", "counted"])),
         "offset": draw(st.sampled_from([0.0, 0.0, 1e4, -1e4])),
         "scale": draw(st.sampled_from([0.0, 1.0, 4.0, 60.0])),
@@ -94,7 +94,7 @@ def build(drawn, device):
     m = 1 if layout == "expanded" else n
     x = torch.randn(m, vocabulary, generator=generator, dtype=torch.float64) * drawn["scale"] + drawn["offset"]
     x = x.to(drawn["dtype"])
-    targets = put_minus_inf(x, torch.randint(vocabulary, (m,), generator=generator), drawn["pattern"])
+    targets = put_pattern(x, torch.randint(vocabulary, (m,), generator=generator), drawn["pattern"])
     mask, valid = _mask(drawn["mask"], leading, generator), torch.ones(n, dtype=torch.bool)
     if mask is not None:
         valid = mask.reshape(-1) != 0
@@ -104,21 +104,20 @@ def build(drawn, device):
     if drawn["keep"] is not None:
         keep = torch.rand(m if drawn["keep"] == "whole" else 1, vocabulary, generator=generator) > 0.3
         keep[torch.arange(m) if keep.shape[0] == m else 0, targets] = True  # a token that was drawn can be drawn
-        keep = keep[0] if drawn["keep"] == "shared" else _laid_out(keep, layout, leading).to(device)
+        keep = keep.to(device)
+        keep = keep[0] if drawn["keep"] == "shared" else _laid_out(keep, layout, leading)
     temperature = drawn["temperature"]
     if temperature == "row":
         temperature = torch.rand(leading, generator=generator).add(0.5).to(device)
     targets = targets.expand(n).reshape(leading)
     if drawn["ignored"]:
         targets = targets.masked_fill(torch.rand(leading, generator=generator) > 0.7, -100)
-    return Case(
-        _laid_out(x, layout, leading).to(device) if device == "cuda" else _laid_out(x, layout, leading),
-        targets.to(device), None if mask is None else mask.to(device), temperature, drawn["softcap"],
-        keep if keep is None else keep.to(device), drawn["pattern"] == "target", generator,
-    )  # fmt: skip
+    logits, mask = _laid_out(x.to(device), layout, leading), mask if mask is None else mask.to(device)
+    target_at_minus_inf = drawn["pattern"] == "target"
+    return Case(logits, targets.to(device), mask, temperature, drawn["softcap"], keep, target_at_minus_inf, generator)
 
 
-def put_minus_inf(x, targets, pattern):
+def put_pattern(x, targets, pattern):
     """Write the pattern into x (m, V); targets that can be drawn, unless it is the targets that cannot."""
     m, vocabulary = x.shape
     if pattern == "target":
@@ -126,6 +125,8 @@ def put_minus_inf(x, targets, pattern):
         return targets
     if pattern == "single":
         x[:, vocabulary // 3] = -INF
+    elif pattern == "rising":  # the maximum moves from tile to tile
+        x.copy_(x.sort(-1).values)
     elif pattern == "leading":  # whole tiles of every backend where the vocabulary has several
         x[:, : vocabulary - vocabulary // 10 - 1] = -INF
     elif pattern == "all_but_one":

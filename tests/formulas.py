@@ -15,7 +15,7 @@ def log_softmax(logits, dtype, *, temperature=1.0, softcap=None, keep_mask=None)
         x = x.masked_fill(~keep_mask, -torch.inf)
     if dtype == torch.float64:  # the truth keeps the digits that a division of large logits loses
         x = x - x.detach().amax(-1, keepdim=True)
-    return torch.log_softmax(x / torch.as_tensor(temperature, dtype=dtype).reshape(-1, 1), -1)
+    return torch.log_softmax(x / torch.as_tensor(temperature, dtype=dtype, device=x.device).reshape(-1, 1), -1)
 
 
 def entropy_of(log_p):
@@ -32,7 +32,7 @@ def statistics(logits, targets, *, valid=None, dtype=torch.float64, **options):
 
 def divergence(logits_a, logits_b, *, valid=None, dtype=torch.float64, temperature=1.0):
     """(kl_ab, kl_ba, entropy_a, entropy_b); a token that neither row can draw adds nothing."""
-    valid = torch.ones(logits_a.shape[0], dtype=torch.bool) if valid is None else valid
+    valid = torch.ones_like(logits_a[:, 0], dtype=torch.bool) if valid is None else valid
     a, b = (
         log_softmax(torch.where(valid[:, None], x, 0.0), dtype, temperature=temperature) for x in (logits_a, logits_b)
     )

@@ -20,21 +20,25 @@ from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = (
+    ""  # a fork cannot use the device of its parent
+)
 os.environ.pop("CI", None)  # its profile of hypothesis shrinks, which takes long and finds nothing new
 
 import hypothesis
 import pytest
 import torch
-import triton  # noqa: F401  (imported once, before the forks)
+import torch._dynamo  # as the first call of an operator does
+import triton  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2
 SECONDS = 100  # of one mutant
 # Not optimised: built in a second, and the formulas are the same.
-COMPILE = (
-    "c++ -std=c++17 -O0 -w -shared -fPIC -fopenmp -fno-math-errno -fno-trapping-math -fvisibility=hidden"
-    ' -DPS_INSTRUCTION_SET="default"'
-).split()
+COMPILE = [
+    *("c++", "-std=c++17", "-O0", "-w", "-shared", "-fPIC", "-fopenmp", "-fvisibility=hidden"),
+    *("-fno-math-errno", "-fno-trapping-math", '-DPS_INSTRUCTION_SET="default"'),
+]
 
 
 def copy_of_kernels(folder, mutant):
@@ -74,13 +78,23 @@ def verdict_of(mutant, folder):
 
     assert Path(policy_split_kernels.__file__).parent == package
     hypothesis.settings.register_profile(
-        "mutation", derandomize=True, database=None, phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate]
-    )
+        "mutation", derandomize=True, database=None, max_examples=30,
+        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    )  # fmt: skip
     hypothesis.settings.load_profile("mutation")
     files = sorted({test.split()[0] for test in mutant["tests"]})
     chosen = " or ".join(f"({test.split(maxsplit=1)[1]})" for test in mutant["tests"])
     assertions = Assertions()
-    options = ["-x", "-q", "--tb=short", "--assert=plain", "-p", "no:cacheprovider", "-k", f"[{mutant['backend']} and ({chosen})"]
+    options = [
+        "-x",
+        "-q",
+        "--tb=short",
+        "--assert=plain",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        f"[{mutant['backend']} and ({chosen})",
+    ]
     code = pytest.main([*options, *(str(ROOT / "tests" / name) for name in files)], plugins=[assertions])
     if code == pytest.ExitCode.OK:
         return "passed"

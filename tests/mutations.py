@@ -1,15 +1,15 @@
 """One wrong formula each: where, the right text, the wrong one, and the tests that have to notice.
 
-The text must stand in its file exactly once, so that a change there is noticed here. The backend is that of the file.
-A test is a file of this folder and an expression of pytest's -k.
+The text must stand in its file exactly once, so that the table cannot outlive what it breaks. A test is a file of this
+folder and an expression of pytest's -k; it runs on the backend of the file.
 """
 
 from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    name: str
     file: str  # of kernels/
+    name: str
     text: str
     broken: str
     tests: tuple[str, ...]
@@ -20,36 +20,117 @@ class Mutant(NamedTuple):
 
 
 LITERAL = ("test_loss.py test_literal",)
-STATISTICS = ("test_properties.py test_statistics",)
-LOSS = ("test_properties.py test_loss",)
-DIVERGENCE = ("test_properties.py test_divergence",)
-RULES = ("test_peer_mistakes.py test_zero_times or test_very_negative or test_ignored",)
+STATISTICS = ("test_properties.py statistics_of_any_case",)
+LOSS = ("test_properties.py loss_of_any_case",)
+DIVERGENCE = ("test_properties.py divergence_of_any_case",)
+MASKED = ("test_peer_mistakes.py test_ignored",)
+INFINITE = ("test_peer_mistakes.py test_zero_times",)
+TAIL = ("test_peer_mistakes.py test_vocabularies",)
+UPSTREAM = ("test_peer_handling.py test_every_token",)
 
-MUTANTS = [
-    # reference_loss.py
-    Mutant(
-        "clip_bounds_swapped", "reference_loss.py",
-        "ratio.clamp(1 - clip_low, 1 + clip_high)", "ratio.clamp(1 - clip_high, 1 + clip_low)", LOSS,
-    ),
-    Mutant(
-        "clip_keeps_its_gradient", "reference_loss.py",
-        "torch.where(clipped, 0.0, ratio * advantages)", "ratio * advantages", LITERAL,
-    ),
-    Mutant(
-        "clip_delta_ignored", "reference_loss.py",
-        "bounded = ratio if clip_delta is None else", "bounded = ratio if True else", LITERAL,
-    ),
-    Mutant("k3_sign", "reference_loss.py", "-grad_kl - (ref_logprobs", "-grad_kl + (ref_logprobs", LITERAL),
-    Mutant("k3_gradient_sign", "reference_loss.py", "+ scaled(kl_coef, grad_kl))", "- scaled(kl_coef, grad_kl))", LITERAL),
-    Mutant("entropy_bonus_sign", "reference_loss.py", "grad_entropy = -weights", "grad_entropy = weights", LITERAL),
-    Mutant("weight_missing", "reference_loss.py", "grad_logprobs = weights * (", "grad_logprobs = (", LITERAL),
-    Mutant(
-        "cispo_not_detached", "reference_loss.py",
-        "logprobs), clip_objective, (", "logprobs), clip_objective * (1 + logprobs), (", LOSS,
-    ),
-    Mutant("sampler_weight_not_capped", "reference_loss.py", ".exp().clamp(max=sampler_cap)", ".exp()", LOSS),
-    Mutant(
-        "sampler_weight_inverted", "reference_loss.py",
-        "(old_logprobs - sampler_logprobs)", "(sampler_logprobs - old_logprobs)", LOSS,
-    ),
-]  # fmt: skip
+TABLE = {
+    "reference_loss.py": [
+        ("clip_bounds_swapped",
+         "ratio.clamp(1 - clip_low, 1 + clip_high)", "ratio.clamp(1 - clip_high, 1 + clip_low)", LOSS),
+        ("clip_keeps_its_gradient", "torch.where(clipped, 0.0, ratio * advantages)", "ratio * advantages", LITERAL),
+        ("clip_delta_ignored", "ratio if clip_delta is None else", "ratio if True else", LITERAL),
+        ("k3_sign", "-grad_kl - (ref_logprobs", "-grad_kl + (ref_logprobs", LITERAL),
+        ("k3_gradient_sign", "+ scaled(kl_coef, grad_kl))", "- scaled(kl_coef, grad_kl))", LITERAL),
+        ("entropy_bonus_sign", "grad_entropy = -weights", "grad_entropy = weights", LITERAL),
+        ("weight_missing", "grad_logprobs = weights * (", "grad_logprobs = (", LITERAL),
+        ("cispo_not_detached", "logprobs), clip_objective, (", "logprobs), clip_objective * (1 + logprobs), (", LOSS),
+        ("sampler_weight_not_capped", ".exp().clamp(max=sampler_cap)", ".exp()", LOSS),
+        ("sampler_weight_inverted", "(old_logprobs - sampler_logprobs)", "(sampler_logprobs - old_logprobs)", LOSS),
+    ],
+    "reference.py": [
+        ("entropy_gradient_sign", "- grad_entropy[:, None] * to", "+ grad_entropy[:, None] * to", STATISTICS),
+        ("entropy_missing_in_its_gradient", "p * (log_p + entropy[:, None])", "p * log_p", STATISTICS),
+        ("p_missing_at_the_target", "1.0) - p\n", "1.0)\n", STATISTICS),
+        ("inverse_temperature_missing", "grad = grad * inverse_temperature[:, None]", "pass", STATISTICS),
+        ("mask_missing_in_gradient", "grad = torch.where(valid[:, None], grad, 0.0)", "pass", STATISTICS),
+        ("mask_missing_in_statistics",
+         "torch.where(valid, x, 0.0) for x in statistics", "x for x in statistics", STATISTICS),
+        ("softcap_slope_missing", "grad * (1 - (x / softcap).square())", "grad", STATISTICS),
+        ("keep_mask_ignored", "if keep_mask is not None:", "if False:", STATISTICS),
+        ("zero_times_infinity", "return torch.where(log_p == -torch.inf, 0.0, x)", "return x", INFINITE),
+    ],
+    "reference_divergence.py": [
+        ("directions_swapped",
+         "_mean_gap(log_p, log_q),\n        _mean_gap(log_q, log_p),",
+         "_mean_gap(log_q, log_p),\n        _mean_gap(log_p, log_q),", DIVERGENCE),
+        ("mean_missing_in_gradient", "own - other - infinite[:, None]", "own - other", DIVERGENCE),
+        ("other_side_sign", "p - other.exp()", "other.exp() - p", DIVERGENCE),
+    ],
+    "sequence_loss.py": [
+        ("mean_over_all_rows", "valid.view(-1, length).sum(-1, keepdim=True).clamp(min=1)", "length", LOSS),
+        ("gradient_not_shared",
+         "shared = _sequence_mean(to_ratio * upstream, valid, ctx.length)", "shared = to_ratio * upstream", LOSS),
+    ],
+    "autograd.py": [
+        ("upstream_gradient_ignored", "ops.scale_rows_(formed, grad_losses.contiguous())", "pass", UPSTREAM),
+    ],
+    "cpu/policy_loss.h": [
+        ("clip_bounds_swapped",
+         "low = 1 - terms.clip_low, high = 1 + terms.clip_high",
+         "low = 1 - terms.clip_high, high = 1 + terms.clip_low", LOSS),
+        ("clip_keeps_its_gradient", "clipped ? 0.0 : ratio * advantage", "ratio * advantage", LITERAL),
+        ("k3_sign", "kl = -grad_kl - (", "kl = -grad_kl + (", LITERAL),
+        ("cispo_not_detached",
+         "logprob), clip_objective, clip", "logprob), clip_objective * (1 + logprob), clip", LOSS),
+        ("sampler_weight_not_capped",
+         "correction > terms.sampler_cap ? terms.sampler_cap : correction", "correction", LOSS),
+    ],
+    "cpu/rows.h": [
+        ("entropy_gradient_sign", "slope = all(-grad_entropy * ln_2", "slope = all(grad_entropy * ln_2", STATISTICS),
+        ("entropy_missing_in_its_gradient", "(from.entropy - from.log_sum)", "(-from.log_sum)", STATISTICS),
+        ("entropy_missing_at_the_target", "p * (log_p + from.entropy)", "p * log_p", STATISTICS),
+        ("inverse_temperature_missing", "unit = inverse_temperature / std::exp", "unit = 1 / std::exp", STATISTICS),
+        ("moment_not_moved", "factor * (weighted + by * sum)", "factor * weighted", TAIL),
+        ("last_part_lost", "if (i < end) add(0, row.part(i, end - i));", "", TAIL),
+    ],
+    "cpu/logits.h": [
+        ("softcap_slope_missing", "g * (Real(1) - t * t)", "g", STATISTICS),
+        ("keep_mask_ignored", "return kept != 0 ? x", "return kept == kept ? x", STATISTICS),
+    ],
+    "cpu/matrix.h": [
+        ("mask_ignored", "(m.mask && !m.mask[n])", "false", MASKED),
+    ],
+    "cpu/divergence.h": [
+        ("gap_not_rescaled", "gap_ab = moved(gap_ab + by * a.sum, by * scale)", "gap_ab += by * a.sum", DIVERGENCE),
+        ("gap_not_shifted", "gap_ba -= by * b.sum;", "", DIVERGENCE),
+        ("directions_swapped", "return {kl_ab, kl_ba, settled", "return {kl_ba, kl_ab, settled", DIVERGENCE),
+        ("log_sums_missing_in_gradient",
+         "level = of_other.log_sum - own.log_sum - kl_own", "level = -kl_own", DIVERGENCE),
+        ("other_side_missing", "- other * e_other;", ";", DIVERGENCE),
+    ],
+    "triton_loss.py": [
+        ("clip_bounds_swapped", "1.0 - clip_low,", "1.0 - clip_high,", LOSS),
+        ("k3_sign", "grown - x)", "grown + x)", LOSS),
+        ("k3_series", "near * near * 0.5", "near * near", LITERAL),
+        ("cispo_not_detached",
+         "objective = _scaled(grad_objective, logprob)",
+         "objective = _scaled(grad_objective, logprob)\n        grad_objective *= 1 + logprob", LOSS),
+        ("sampler_weight_not_capped", "tl.where(correction > cap, cap, correction)", "correction", LOSS),
+    ],
+    "triton_rows.py": [
+        ("entropy_gradient_sign", "slope = -kept * grad_entropy", "slope = kept * grad_entropy", STATISTICS),
+        ("entropy_missing_in_its_gradient", "(grad_entropy * entropy + grad_logprob)", "grad_logprob", STATISTICS),
+        ("inverse_temperature_missing", "tl.exp2(-offset) * inverse_temperature", "tl.exp2(-offset)", STATISTICS),
+        ("moment_not_moved", "kept * (lane_moment + shift * lane_sum) + sum", "kept * lane_moment + sum", STATISTICS),
+    ],
+    "triton_tiles.py": [
+        ("softcap_slope_missing", "0.0, 1 - t * t)", "0.0, 1 - t * 0)", STATISTICS),
+        ("keep_mask_ignored",
+         "return logits if keep is None else tl.where(keep, logits, MINUS_INF)", "return logits", STATISTICS),
+    ],
+    "triton_logits.py": [
+        ("mask_ignored", "valid = valid & (tl.load(mask_ptr + n) != 0)", "valid = valid & True", MASKED),
+    ],
+    "triton_pairs.py": [
+        ("directions_swapped", "_kl(mean_ab + log_ratio, unknown)", "_kl(mean_ba - log_ratio, unknown)", DIVERGENCE),
+        ("gap_not_shifted", "kept_a * (gap_ab + gap * sum_a)", "kept_a * gap_ab", DIVERGENCE),
+        ("other_side_sign", "slope * d) + to_other * q\n    if", "slope * d) - to_other * q\n    if", DIVERGENCE),
+    ],
+}  # fmt: skip
+
+MUTANTS = [Mutant(file, *row) for file, rows in TABLE.items() for row in rows]

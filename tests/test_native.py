@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 import truth
-from policy_split_kernels import native, native_library, reference
+from policy_split_kernels import native, native_divergence, native_library, reference, reference_divergence
 
 CAPABILITIES = {"default": 0, "avx2": 1, "avx512": 2}
 HERE = {"AVX512": 2, "AVX2": 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
@@ -137,6 +137,71 @@ def test_threads_do_not_change_a_bit():
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+def pair_arguments(dtype, rows, vocabulary):
+    """Of both operations on pairs; b's rows lie apart, a's do not."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    statistics = reference.statistics_dtype(dtype)
+    a = torch.randn(1, rows, vocabulary, generator=generator).mul(4).to(dtype)
+    b = torch.randn(1, rows, vocabulary + 3, generator=generator).mul(4).to(dtype)[..., :vocabulary]
+    mask = torch.rand(rows, generator=generator) > 0.2
+    temperature = torch.rand(rows, generator=generator).add(0.5).to(statistics)
+    return (a, b, temperature, mask), [torch.randn(rows, generator=generator).to(statistics) for _ in range(4)]
+
+
+def pair_results(module, call, upstream):
+    rows = module.divergence(*call)
+    wide = [torch.full((*x.shape[:-1], x.shape[-1] + 5), 7.0, dtype=x.dtype) for x in call[:2]]
+    module.divergence_gradient(*call, *rows, *upstream, *(x[..., :-5] for x in wide))
+    assert all((x[..., -5:] == 7).all() for x in wide)  # what lies between the rows is not written
+    return [*rows, *(x[..., :-5] for x in wide)]
+
+
+@pytest.mark.parametrize("instruction_set", [name for name, level in CAPABILITIES.items() if level <= HERE])
+@pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
+@pytest.mark.parametrize("vocabulary", [1, 3, 16, 65, 2053, 4100])
+def test_the_divergence_of_every_instruction_set(monkeypatch, instruction_set, dtype, vocabulary):
+    opened = native_library.load_library(instruction_set)
+    monkeypatch.setattr(native_library, "library", lambda: opened)
+    call, upstream = pair_arguments(dtype, 5, vocabulary)
+    exact = [x.double() if x.is_floating_point() else x for x in call]
+    expected = pair_results(reference_divergence, exact, [x.double() for x in upstream])
+    actual = pair_results(native_divergence, call, upstream)
+    tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-5}
+    for x, y in zip(actual[:8], expected, strict=False):
+        torch.testing.assert_close(x.double(), y, **tolerance)
+    terms = sum(x.abs() for x in upstream).double() * 10
+    for x, y in zip(actual[8:], expected[8:], strict=True):
+        truth.assert_gradient_close(x[0], y[0], dtype, terms=terms)
+
+
+def test_threads_do_not_change_a_bit_of_the_divergence():
+    call, upstream = pair_arguments(torch.float32, 64, 2053)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(pair_results(native_divergence, call, upstream))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+def test_threads_do_not_change_a_bit_of_the_options():
+    call = arguments(torch.float32, 64, 2053, options=True)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            gradient = torch.empty(1, 64, 2053)
+            results.append((*native.dual_mode_loss(*call, gradient), gradient))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
 
 
 def test_a_library_of_other_sources_is_refused(monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from policy_split_kernels import backends, native, native_library, ops, reference
 
 import policy_split
-from policy_split import dual_mode_loss, logprobs_and_entropy
+from policy_split import dual_mode_loss, logprobs_and_entropy, mode_divergence
 
 N, V = 6, 11
 CELLS = {
@@ -29,6 +29,8 @@ def arguments(dtype, device, with_optional=True):
     targets = torch.randint(V, (N,), generator=generator).to(device)
     mask = torch.tensor([1, 1, 0, 1, 1, 1], dtype=torch.bool, device=device) if with_optional else None
     keep = (torch.rand(2, 3, V, generator=generator) > 0.2).to(device) if with_optional else None
+    if with_optional:  # a target at -inf has a NaN for a KL, which opcheck takes for a difference
+        keep.view(N, V)[torch.arange(N), targets] = True
     options = (2.5 if with_optional else None, keep)
     common = (logits, targets, torch.tensor([0.8], device=device, dtype=statistics), mask, *options)
     optional = (vector(), vector(), vector()) if with_optional else (None, None, None)
@@ -56,7 +58,8 @@ def test_opcheck(device, dtype, with_optional):
         torch.library.opcheck(ops.divergence_gradient, (*(x.detach() for x in pair), *common[2:4], *vectors, *wants))
 
 
-def test_gradcheck(device):
+def test_gradcheck(backend, device):
+    fast = backend == "triton"  # its interpreter takes a minute for every element by itself
     logits = torch.randn(2, 3, V, dtype=torch.float64, device=device, requires_grad=True)
     targets = torch.randint(V, (2, 3), device=device)
     tokens = {
@@ -68,10 +71,19 @@ def test_gradcheck(device):
         "kl_coef": (0.2, 0.1),
         "temperature": 0.7,
     }
-    torch.autograd.gradcheck(lambda z: logprobs_and_entropy(z, targets, mask=tokens["mask"]), (logits,))
+    torch.autograd.gradcheck(lambda z: logprobs_and_entropy(z, targets, mask=tokens["mask"]), (logits,), fast_mode=fast)
     old = logprobs_and_entropy(logits.detach(), targets, temperature=0.7).logprobs
     old += torch.tensor([[0.1, -0.1, 0.5], [-0.5, 0.6, -0.6]], device=device)  # ratios inside and outside the clip
-    torch.autograd.gradcheck(lambda z: dual_mode_loss(z, targets, **tokens, old_logprobs=old).loss, (logits,))
+    torch.autograd.gradcheck(
+        lambda z: dual_mode_loss(z, targets, **tokens, old_logprobs=old).loss, (logits,), fast_mode=fast
+    )
+
+
+def test_gradcheck_of_the_divergence(backend, device):
+    pair = [torch.randn(2, 2, 5, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2)]
+    options = {"temperature": torch.tensor([[0.7, 1.0], [1.5, 2.0]], device=device)}
+    options["mask"] = options["temperature"] != 1.0
+    torch.autograd.gradcheck(lambda a, b: mode_divergence(a, b, **options), pair, fast_mode=backend == "triton")
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -100,6 +112,38 @@ def test_compile_fullgraph(device, inplace):
     torch.testing.assert_close(gradient, true_gradient)
 
 
+@pytest.mark.parametrize("backend", ["torch", "native"], indirect=True)
+def test_compile_fullgraph_of_the_divergence(device):
+    torch._dynamo.reset()
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]], device=device)
+
+    def step(a, b):
+        out = mode_divergence(a * 2, b, temperature=0.7, mask=mask)
+        return (out.kl_ab - 2 * out.kl_ba + 3 * out.entropy_a).sum()
+
+    pair = [torch.randn(2, 3, V, device=device, requires_grad=True) for _ in range(2)]
+    expected, actual = step(*pair), torch.compile(step, fullgraph=True)(*pair)
+    torch.testing.assert_close(actual, expected)
+    for x, y in zip(torch.autograd.grad(actual, pair), torch.autograd.grad(expected, pair), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("backend", ["native"], indirect=True)
+def test_the_divergence_and_the_options_compile_once_for_every_length(device):
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+
+    @torch.compile(fullgraph=True, backend=counter, dynamic=True)
+    def step(a, b, targets, temperature):
+        statistics = logprobs_and_entropy(a, targets, softcap=5.0, keep_mask=b > -1, temperature=temperature)
+        return mode_divergence(a, b, temperature=temperature).kl_ab + statistics.logprobs
+
+    for rows, temperature in ((3, 0.5), (5, 0.8), (9, 1.5)):
+        a, b = torch.randn(2, 2, rows, V, device=device)
+        step(a, b, torch.zeros(2, rows, dtype=torch.long, device=device), torch.tensor(temperature))
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize("backend", ["native"], indirect=True)
 def test_compile_does_not_again_for_another_length_temperature_or_coefficient(device):
     torch._dynamo.reset()
@@ -121,6 +165,17 @@ def test_fakes_have_the_shapes_dtypes_and_strides_of_the_real_ones(device):
     real = ops.dual_mode_loss_with_gradient(*common, *loss)
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = ops.dual_mode_loss_with_gradient(*common, *loss)
+    assert [(x.shape, x.dtype, x.stride()) for x in fake] == [(x.shape, x.dtype, x.stride()) for x in real]
+    sides = (common[0].transpose(0, 1), common[0].transpose(0, 1) * 2, *common[2:3], None)
+    real = (
+        *ops.divergence(*sides),
+        *ops.divergence_gradient(*sides, *(common[2].expand(N) for _ in range(12)), True, False),
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = (
+            *ops.divergence(*sides),
+            *ops.divergence_gradient(*sides, *(common[2].expand(N) for _ in range(12)), True, False),
+        )
     assert [(x.shape, x.dtype, x.stride()) for x in fake] == [(x.shape, x.dtype, x.stride()) for x in real]
 
 

@@ -59,34 +59,26 @@ def check(logits, targets, *, temperature=1.0, mask=None, softcap=None, keep_mas
 def test_softcap(device, dtype, softcap):
     """Logits up to 200: from the straight middle of the tanh to where float32 and float64 have it flat."""
     logits, targets, _ = example(0, 3, 2053, dtype=dtype, device=device, largest=200.0)
-    check(logits, targets, softcap=softcap)
-    check(logits / 40, targets, softcap=softcap, temperature=0.7)
+    check(logits[:1] / 40, targets[:1], softcap=softcap, temperature=0.7)
     check(logits, targets, softcap=softcap, temperature=torch.tensor([0.5, 1.0, 2.0], device=device))
 
 
 @pytest.mark.parametrize("softcap", [1.0, 30.0])
-def test_a_softcap_keeps_the_digits_of_small_logits(device, softcap):
-    """A tanh near 0 that is formed as 1 - 2 / (e^2t + 1) has lost them; a temperature of 1e-4 shows it."""
-    logits, targets, _ = example(0, 16, 1023, device=device)
-    logits *= 1e-3 / 3
-    ones = torch.ones(2, 16, device=device)
-    ours = graded(logits, targets, ones, softcap=softcap, temperature=1e-4)
-    exact, eager = (x.detach().clone().requires_grad_() for x in (logits.double(), logits))
-    expected, x = truth.statistics(exact, targets, 1e-4, softcap), softcap * torch.tanh(eager / softcap)
-    log_p = torch.log_softmax(x / 1e-4, -1)
-    theirs = log_p.gather(-1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
-    triples = zip(
-        ours,
-        (*theirs, *torch.autograd.grad(theirs, eager, list(ones))),
-        (*expected, *torch.autograd.grad(expected, exact, list(ones.double()))),
-        strict=True,
-    )
-    for actual, plain, true in triples:
-        truth.assert_as_exact_as_eager(actual, plain, true, floor=1e-6)  # three roundings of x
-        assert ((actual - true).abs().mean() / true.abs().mean()) < 3e-6
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_softcap_keeps_the_digits_of_small_logits(device, dtype, softcap):
+    """At so low a temperature the log-prob of the smaller of (z, 0) is -|x| / T, and T is a power of two: x itself.
+
+    Eager PyTorch is up to 1e-7 off; a tanh formed as 1 - 2 / (e^2t + 1) has no digit of 1e-8 left.
+    """
+    sizes = torch.logspace(-6, 2, 20, dtype=torch.float64)
+    z = torch.cat((sizes, -sizes)).to(dtype).to(device)
+    logits, targets = torch.stack((z, torch.zeros_like(z)), -1), (z > 0).long()
+    x = -(2.0**-40) * logprobs_and_entropy(logits, targets, softcap=softcap, temperature=2.0**-40).logprobs.double()
+    exact = softcap * torch.tanh(z.double().abs() / softcap)
+    torch.testing.assert_close(x, exact, rtol=3e-7 if dtype == torch.float32 else 2e-15, atol=0)
 
 
-@pytest.mark.parametrize("vocabulary", [9, 5000])
+@pytest.mark.parametrize("vocabulary", [9, 2053])
 def test_infinite_logits_stay_infinite_under_a_softcap(device, vocabulary):
     """-inf cannot be drawn; +inf and NaN make their row NaN, and no other."""
     logits, targets, _ = example(0, 4, vocabulary, device=device)
@@ -106,10 +98,9 @@ def test_infinite_logits_stay_infinite_under_a_softcap(device, vocabulary):
 
 
 @pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
-@pytest.mark.parametrize("softcap", [None, 5.0])
-# 7: below one vector. 333: a partial last vector. 5000: several tiles.
-@pytest.mark.parametrize("vocabulary", [7, 333, 5000])
-def test_keep_mask(device, dtype, softcap, vocabulary):
+# 7: below one vector. 333: a partial last vector. 2053: two tiles.
+@pytest.mark.parametrize(("vocabulary", "softcap"), [(7, None), (333, 5.0), (2053, None), (2053, 5.0)])
+def test_keep_mask(device, dtype, vocabulary, softcap):
     logits, targets, keep = example(vocabulary, 2, 3, vocabulary, dtype=dtype, device=device)
     gradient = check(logits, targets, softcap=softcap, keep_mask=keep)
     assert (gradient[~keep] == 0).all()
@@ -118,19 +109,19 @@ def test_keep_mask(device, dtype, softcap, vocabulary):
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_keep_masks_of_every_layout(device, softcap):
-    logits, targets, keep = example(0, 3, 4, 150, device=device)
+    logits, targets, keep = example(0, 2, 3, 60, device=device)
     for name, mask, where in (
-        ("of a vocabulary", keep[1, 2], targets[1, 2].expand(3, 4)),
-        ("of a sequence", keep[:, 1:2], targets[:, 1:2].expand(3, 4)),
-        ("of a position", keep[:1], targets[:1].expand(3, 4)),
-        ("longer rows", torch.cat((keep, keep), -1)[..., :150], targets),
+        ("of a vocabulary", keep[1, 2], targets[1, 2].expand(2, 3)),
+        ("of a sequence", keep[:, 1:2], targets[:, 1:2].expand(2, 3)),
+        ("of a position", keep[:1], targets[:1].expand(2, 3)),
+        ("longer rows", torch.cat((keep, keep), -1)[..., :60], targets),
         ("every other", keep.repeat_interleave(2, -1)[..., ::2], targets),
         ("transposed", keep.transpose(0, 1).contiguous().transpose(0, 1), targets),
-        ("more positions", torch.cat((keep, keep), 1)[:, :4], targets),
+        ("more positions", torch.cat((keep, keep), 1)[:, :3], targets),
     ):
         gradient = check(logits, where, softcap=softcap, keep_mask=mask)
-        assert not gradient[~mask.expand(3, 4, 150)].any(), name
-    check(logits[:, :-1], targets[:, 1:], softcap=softcap, keep_mask=keep[:, 1:] | keep[:, :-1] | True)
+        assert not gradient[~mask.expand(2, 3, 60)].any(), name
+    check(logits[:, :-1], targets[:, :-1], softcap=softcap, keep_mask=keep[:, :-1])
     check(logits[0, 0], targets[0, 0], softcap=softcap, keep_mask=keep[0, 0])
 
 
@@ -155,7 +146,7 @@ def test_everything_together(device, dtype):
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
-@pytest.mark.parametrize("vocabulary", [9, 5000])
+@pytest.mark.parametrize("vocabulary", [9, 2053])
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 3e38])
 def test_what_is_filtered_is_not_seen(device, softcap, vocabulary, value):
     logits, targets, keep = example(0, 3, vocabulary, device=device)
@@ -168,7 +159,7 @@ def test_what_is_filtered_is_not_seen(device, softcap, vocabulary, value):
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
-@pytest.mark.parametrize("vocabulary", [9, 5000])
+@pytest.mark.parametrize("vocabulary", [9, 2053])
 def test_a_filtered_target_and_a_filtered_row(device, softcap, vocabulary):
     """A target that is not kept: log-prob -inf and a finite gradient. Nothing kept: NaN, as a row of -inf."""
     logits, targets, keep = example(0, 3, vocabulary, device=device)
@@ -179,8 +170,15 @@ def test_a_filtered_target_and_a_filtered_row(device, softcap, vocabulary):
     for x in (logprobs, entropy, gradient):
         assert x[1].isnan().all()
         assert x[2].isfinite().all()
-    check(logits[::2], targets[::2], softcap=softcap, keep_mask=keep[::2])
-    assert (gradient[0][~keep[0]] == 0).all()  # that of masked_fill: at the target too
+    exact = logits[::2].double().requires_grad_()
+    expected = truth.statistics(exact, targets[::2], softcap=softcap, keep_mask=keep[::2])
+    torch.testing.assert_close(entropy[::2].double(), expected[1], rtol=2e-6, atol=3e-6)
+    (true_gradient,) = torch.autograd.grad(expected, exact, [torch.ones_like(expected[1])] * 2)
+    at_target = torch.zeros_like(keep).scatter_(-1, targets[:, None], True) & ~keep
+    assert gradient[at_target & keep.any(-1, keepdim=True)].isfinite().all()
+    torch.testing.assert_close(gradient.masked_fill(at_target, 0.0)[::2].double(), true_gradient, rtol=1e-5, atol=1e-6)
+    if softcap is not None:  # no small step moves an infinite x
+        assert (gradient[0][~keep[0]] == 0).all()
 
 
 def test_gradcheck(backend, device):

@@ -76,11 +76,16 @@ def test_every_token_has_an_upstream_gradient_of_its_own(device):
     leaf = logits.requires_grad_()
     ones = torch.ones(4, device=device)
     arguments = (ones.reciprocal(), None, None, None, ones, None, None, None, ones, ones * 0.1, ones * 0)
-    losses = autograd.loss_rows(leaf[None], targets, *arguments, "clip", 0.2, 0.2, None, 2.0)[0]
-    for out in (*logprobs_and_entropy(leaf, targets), losses):
-        (unit,) = torch.autograd.grad(out.sum(), leaf, retain_graph=True)
-        (gradient,) = torch.autograd.grad(out, leaf, upstream, retain_graph=True)
-        torch.testing.assert_close(gradient, unit * upstream[:, None], rtol=1e-6, atol=1e-8)
+
+    def outputs():
+        losses = autograd.loss_rows(leaf[None], targets, *arguments, "clip", 0.2, 0.2, None, 2.0)[0]
+        return (*logprobs_and_entropy(leaf, targets), losses)
+
+    for summed, out in zip(outputs(), outputs(), strict=True):
+        (unit,) = torch.autograd.grad(summed.sum(), leaf, retain_graph=True)
+        for _ in range(2):  # the loss forms its gradient in forward and can give it away once
+            (gradient,) = torch.autograd.grad(out, leaf, upstream, retain_graph=True)
+            torch.testing.assert_close(gradient, unit * upstream[:, None], rtol=1e-6, atol=1e-8)
 
 
 def test_strides_of_masks_labels_and_upstream_gradients(device):

@@ -21,10 +21,18 @@ FEW = ("few", "few_sliced")
 FLOOR = {torch.float64: 1e-13, torch.float32: 1e-6}  # of the statistics dtype, relative to the size of what cancels
 UPSTREAM = st.sampled_from(["random", "expanded"])
 
+PLAIN = {
+    "vocabulary": 7, "layout": "dense", "dtype": torch.float32, "mask": "bool", "ignored": False, "pattern": "none",
+    "nan": "none", "offset": 0.0, "scale": 1.0, "temperature": "row", "softcap": 5.0, "keep": "whole",
+    "seed": 73,  # of the few with a ratio outside of each bound, a cap that acts, and KLs of both signs of x
+}  # fmt: skip
+RISING = PLAIN | {"vocabulary": 2053, "pattern": "rising", "scale": 8.0, "softcap": None, "keep": None}
 
-def any_case(examples):
+
+def any_case(percent):
+    """Of the examples of hypothesis' profile, which are 100 unless it says otherwise."""
     return settings(
-        max_examples=int(os.environ.get("EX", examples)), deadline=None,
+        max_examples=settings.default.max_examples * percent // 100, deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )  # fmt: skip
 
@@ -127,10 +135,6 @@ def check_divergence(drawn, kind, backend, device):
         assert_gradients(gradient, *others, size, unmoved, backend)
 
 
-PLAIN = {
-    "vocabulary": 7, "layout": "flat", "dtype": torch.float32, "mask": "bool", "ignored": False, "pattern": "none",
-    "nan": "none", "offset": 0.0, "scale": 1.0, "temperature": "row", "softcap": 5.0, "keep": "whole", "seed": 2,
-}  # fmt: skip
 EVERY_CLIP = {"clip_low": 0.1, "clip_high": 0.28, "clip_delta": 6.0, "sampler_cap": 0.8, "old": True, "ref": True,
               "sampler": True, "inplace": False}  # fmt: skip
 COEFFICIENTS = {"entropy_coef": (0.0, 0.01, -0.2), "kl_coef": (0.0, 0.05, 0.3)}
@@ -214,24 +218,26 @@ def check_loss(drawn, clips, upstream, backend, device):
 
 @any_case(20)
 @example(drawn=PLAIN, kind="random")
+@example(drawn=RISING, kind="random")
 @given(drawn=cases.drawn_cases(SMALL), kind=UPSTREAM)
-def test_statistics(backend, device, drawn, kind):
+def test_statistics_of_any_case(backend, device, drawn, kind):
     check_statistics(drawn, kind, backend, device)
 
 
 @any_case(20)
 @example(drawn=PLAIN, kind="random")
+@example(drawn=RISING, kind="random")
 @given(drawn=cases.drawn_cases(SMALL), kind=UPSTREAM)
-def test_divergence(backend, device, drawn, kind):
+def test_divergence_of_any_case(backend, device, drawn, kind):
     check_divergence(drawn, kind, backend, device)
 
 
 @any_case(20)
-@example(drawn=PLAIN, clips=EVERY_CLIP | {"kind": "clip"}, upstream=1.0)
-@example(drawn=PLAIN, clips=EVERY_CLIP | {"kind": "cispo"}, upstream=1.0)
-@example(drawn=PLAIN | {"layout": "dense"}, clips=EVERY_CLIP | {"kind": "sequence"}, upstream=1.0)
+@example(drawn=PLAIN, clips=EVERY_CLIP | {"kind": "clip"}, upstream=-3.0)
+@example(drawn=PLAIN, clips=EVERY_CLIP | {"kind": "cispo"}, upstream=-3.0)
+@example(drawn=PLAIN | {"seed": 2}, clips=EVERY_CLIP | {"kind": "sequence"}, upstream=-3.0)
 @given(drawn=cases.drawn_cases(SMALL), clips=CLIPS, upstream=st.sampled_from([1.0, 0.25, -3.0]))
-def test_loss(backend, device, drawn, clips, upstream):
+def test_loss_of_any_case(backend, device, drawn, clips, upstream):
     check_loss(drawn, clips, upstream, backend, device)
 
 

@@ -101,7 +101,7 @@ def test_threads_do_not_change_a_bit(backend, function, dtype):
 @every_function
 @pytest.mark.parametrize("backend", ["torch", "native"], indirect=True)
 def test_two_kernels_at_once(backend, function):
-    """Two Python threads, which the C++ library lets run side by side, with a workspace each or none."""
+    """Two Python threads: a call of the C++ library gives the interpreter's lock away."""
     inputs = [batch(24), batch(25)]
     expected = [function(b) for b in inputs]
     barrier, spans, wrong = threading.Barrier(2, timeout=60), {}, []

@@ -20,10 +20,22 @@ TARGETS = [target for share in SHARES for target in share]
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 # Instructions per logit of a pass over a bfloat16 row at V = 151936; an H200 has 15.6 for each read (kernel notes).
 SLOTS = {
-    "cuda:90": {"statistics": [10.0], "gradient": [9.5], "loss": [10.0, 9.5]},
-    "cuda:100": {"statistics": [9.25], "gradient": [7.5], "loss": [9.25, 7.5]},
+    "cuda:90": {
+        "statistics": [10.0],
+        "gradient": [8.0],
+        "loss": [10.0, 8.0],
+        "divergence": [12.4],
+        "divergence_gradient": [12.0, 12.0],
+    },
+    "cuda:100": {
+        "statistics": [9.25],
+        "gradient": [7.5],
+        "loss": [9.25, 7.5],
+        "divergence": [12.4],
+        "divergence_gradient": [12.0, 12.0],
+    },
 }
-LOGITS_PER_ITERATION = {"float32": 16, "bfloat16": 32, "float16": 32}
+LOGITS_PER_ITERATION = {"float32": 16, "bfloat16": 32, "float16": 32}  # of both matrices, where there are two
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +81,16 @@ class TestMachineCode:
 
     def test_loads_and_stores_of_16_bytes(self, kernels):
         assert offenders(kernels, lambda row: row["wide_loads"] == 0) == []
-        writers = [row for row in kernels if row["job"][0] in ("gradient", "loss", "scale")]
+        writers = [row for row in kernels if row["job"][0] in ("gradient", "loss", "scale", "divergence_gradient")]
         assert offenders(writers, lambda row: row["wide_stores"] == 0) == []
 
     def test_no_narrow_access_to_the_rows(self, kernels):
-        """All accesses that are not of 16 bytes are those of per-row numbers: at most 12 loads and 9 stores."""
-        assert offenders(kernels, lambda row: row["narrow_loads"] > 12 or row["narrow_stores"] > 9) == []
+        """All accesses that are not of 16 bytes are those of per-row numbers (with the target's logit and gradient: at
+        most 14 loads and 10 stores) and, where there is one, of a mask with a byte for each logit, 8 at a time."""
+        by_row = [row for row in kernels if row["job"][3] != "kept"]
+        assert offenders(by_row, lambda row: row["narrow_loads"] > 14 or row["narrow_stores"] > 10) == []
+        by_logit = [row for row in kernels if row["job"][3] == "kept"]
+        assert offenders(by_logit, lambda row: row["narrow_loads"] > 14 + row["wide_loads"]) == []
 
     def test_no_atomics(self, kernels):
         assert offenders(kernels, lambda row: row["atomics"]) == []
@@ -87,18 +103,19 @@ class TestRowLoops:
 
     def test_one_ex2_for_each_logit_and_pass(self, kernels, dtype):
         logits = LOGITS_PER_ITERATION[dtype]
-        loops = [loop for row in kernels for loop in row["loops"] if row["job"][2] == 151936]
-        assert len(loops) >= 4
-        assert all(logits <= loop["ex2"] <= logits + 1 for loop in loops), loops  # one more rescales the lane's sums
+        rows = [row for row in kernels if row["job"][2] == 151936 and row["job"][3] != "capped"]
+        spent = [loop["ex2"] for row in rows for loop in row["loops"]]
+        assert len(spent) >= 7
+        assert all(logits <= ex2 <= logits + 2 for ex2 in spent), spent  # one or two more rescale the lane's sums
 
     def test_no_barrier_shuffle_or_shared_memory(self, kernels):
         assert offenders(kernels, lambda row: any(loop["waits"] for loop in row["loops"])) == []
 
 
-@pytest.mark.parametrize("name", ["statistics", "gradient", "loss"])
+@pytest.mark.parametrize("name", list(SLOTS["cuda:90"]))
 @pytest.mark.parametrize("target", list(SLOTS))
 def test_instructions_per_logit(report, target, name):
-    rows = [row for row in report["kernels"] if row["job"] == [name, "bfloat16", 151936, True]]
+    rows = [row for row in report["kernels"] if row["job"] == [name, "bfloat16", 151936, "full"]]
     (spent,) = ([loop["slots"] / LOGITS_PER_ITERATION["bfloat16"] for loop in row["loops"]] for row in rows)
     budget = SLOTS[target][name]
     assert len(spent) == len(budget)
@@ -123,5 +140,5 @@ class TestOfTheTest:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_one_variant_for_all_lengths_batches_and_alignments_of_vectors(report):
+def test_one_variant_for_all_lengths_batches_alignments_of_vectors_and_values(report):
     assert set(report["variants"].values()) == {1}, report["variants"]

@@ -13,17 +13,23 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import torch
 import triton
 import triton.language as tl
-from policy_split_kernels import triton_launch, triton_logits
+from policy_split_kernels import triton_divergence, triton_launch, triton_logits
 from policy_split_kernels.reference import statistics_dtype
 from triton.backends.compiler import GPUTarget
 
-KERNELS = [
-    "logprobs_entropy_kernel", "logprobs_entropy_gradient_kernel", "dual_mode_loss_kernel", "scale_rows_kernel",
-]  # fmt: skip
+MODULES = {
+    "logprobs_entropy_kernel": triton_logits,
+    "logprobs_entropy_gradient_kernel": triton_logits,
+    "dual_mode_loss_kernel": triton_logits,
+    "scale_rows_kernel": triton_logits,
+    "divergence_kernel": triton_divergence,
+    "divergence_gradient_kernel": triton_divergence,
+}  # of each kernel
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 # Of a global access in PTX or GCN assembly: the whole instruction, and what makes it one of 16 bytes.
 ACCESS = {"cuda": r"\b{}\.global\S*", "hip": r"\b(?:global|buffer|flat)_{}_\w+"}
@@ -70,59 +76,77 @@ def atomic_kernel(x_ptr):
 
 @contextlib.contextmanager
 def warm_ups(target, **options):
-    """The host functions of triton_logits, with their launches caught."""
+    """The host functions with their launches caught."""
     machine = triton_launch.Machine(target.warp_size, 100, 50 << 20, nvidia=target.backend == "cuda")
-    replaced = {name: WarmUp(getattr(triton_logits, name), **options) for name in KERNELS}
-    replaced |= {"on_device": lambda _: contextlib.nullcontext()}
-    previous = {name: getattr(triton_logits, name) for name in replaced}
-    previous_machine, triton_launch.machine_of = triton_launch.machine_of, lambda _: machine
-    vars(triton_logits).update(replaced)
-    try:
-        yield replaced
-    finally:
-        vars(triton_logits).update(previous)
-        triton_launch.machine_of = previous_machine
+    kernels = {name: WarmUp(getattr(module, name), **options) for name, module in MODULES.items()}
+    with contextlib.ExitStack() as stack:
+        for name, module in MODULES.items():
+            stack.enter_context(mock.patch.object(module, name, kernels[name]))
+        for module in (triton_logits, triton_divergence):
+            stack.enter_context(mock.patch.object(module, "on_device", return_value=contextlib.nullcontext()))
+        stack.enter_context(mock.patch.object(triton_launch, "machine_of", return_value=machine))
+        yield kernels
 
 
-def call(name, logits, *, optional=True, shift=0):
-    """One call of a host function: `logits (B, T, V)`; `shift` moves the vectors off their alignment."""
+def call(name, logits, form="full", *, shift=0, value=1.0):
+    """One call of a host function: `logits (B, T, V)`; `form` says which optional arguments there are.
+
+    `shift` moves the vectors off their alignment, `value` changes every number that is passed by value.
+    """
+    full = form != "plain"
 
     def vector(dtype=None):
         dtype = dtype or statistics_dtype(logits.dtype)
         return torch.ones(shift + logits.shape[0] * logits.shape[1], dtype=dtype)[shift:]
 
-    mask = vector(torch.bool) if optional else None
-    common = (logits, vector(torch.int64), vector() if optional else vector()[:1], mask, None, None)
+    def optional(x):
+        return x if full else None
+
+    mask = optional(vector(torch.bool))
+    inverse_temperature = vector() if full else vector()[:1]
+    softcap = 30.0 * value if form == "capped" else None
+    keep_mask = torch.ones(logits.shape, dtype=torch.bool) if form == "kept" else None
+    common = (logits, vector(torch.int64), inverse_temperature, mask, softcap, keep_mask)
+    pair = (logits, torch.empty_like(logits), inverse_temperature, mask)
     if name == "statistics":
         triton_logits.logprobs_entropy(*common)
     elif name == "gradient":
         triton_logits.logprobs_entropy_gradient(*common, *(vector() for _ in range(5)), torch.empty_like(logits))
     elif name == "scale":
         triton_logits.scale_rows_(logits, vector())
+    elif name == "divergence":
+        triton_divergence.divergence(*pair)
+    elif name == "divergence_gradient":
+        wanted = (torch.empty_like(logits), optional(torch.empty_like(logits)))
+        triton_divergence.divergence_gradient(*pair, *(vector() for _ in range(12)), *wanted)
     else:
-        behaviour = (vector(), vector(), vector()) if optional else (None, None, None)
-        grad_logits = None if name == "loss_forward" else torch.empty_like(logits)
-        coefficients = (vector(), vector(), vector())
         triton_logits.dual_mode_loss(
-            *common, vector(), *behaviour, *coefficients, "clip", 0.2, 0.28, 3.0 if optional else None, 2.0, grad_logits
-        )
+            *common, vector(), *(optional(vector()) for _ in range(3)), *(vector() for _ in range(3)),
+            "cispo" if form == "cispo" else "clip", 0.2 * value, 0.28 * value, optional(3.0 * value), 2.0 * value,
+            None if name == "loss_forward" else torch.empty_like(logits),
+        )  # fmt: skip
 
 
 def jobs():
-    """(host function, dtype, V, optional arguments): each row of the launch tables, rarer forms at one size."""
+    """(host function, dtype, V, form): each row of the launch tables, rarer forms at one size."""
+    sums, streams = ("statistics", "loss", "divergence"), ("gradient", "divergence_gradient")
     for dtype in DTYPES:
-        vocabularies = (512, 8192, 32000, 151936)  # one for each row of the table
-        for vocabulary in vocabularies:
-            yield from ((name, dtype, vocabulary, True) for name in ("statistics", "gradient", "loss"))
-        yield from ((name, dtype, 151936, False) for name in ("loss_forward", "scale"))
-    yield "loss", "bfloat16", 151936, False
-    yield "loss", "bfloat16", 2053, True  # rows that no 16-byte load can take: the check must notice
+        # One vocabulary for each row of the two tables.
+        yield from ((name, dtype, vocabulary, "full") for vocabulary in (512, 8192, 32000, 151936) for name in sums)
+        yield from ((name, dtype, vocabulary, "full") for vocabulary in (512, 8192, 151936) for name in streams)
+        yield from ((name, dtype, 151936, "plain") for name in ("loss_forward", "scale"))
+    yield from ((name, "bfloat16", 151936, "plain") for name in ("loss", "divergence_gradient"))
+    yield from (
+        (name, "bfloat16", 151936, form) for name in ("statistics", "gradient", "loss") for form in ("capped", "kept")
+    )
+    yield "loss", "bfloat16", 151936, "cispo"
+    yield "loss", "bfloat16", 2053, "full"  # rows that no 16-byte load can take: the check must notice
 
 
-def compiled_by(target, name, dtype, vocabulary, optional, **options):
+def compiled_by(target, name, dtype, vocabulary, form, **options):
     with warm_ups(target, **options) as kernels:
-        call(name, torch.zeros(1, 2, vocabulary, dtype=DTYPES[dtype]), optional=optional)
-    (compiled,) = (compiled for kernel in KERNELS for compiled in kernels[kernel].compiled)
+        call(name, torch.zeros(1, 2, vocabulary, dtype=DTYPES[dtype]), form)
+    (compiled,) = (compiled for kernel in kernels.values() for compiled in kernel.compiled)
     return compiled
 
 
@@ -199,16 +223,15 @@ def slots(opcodes):
     }
 
 
-def variants_by_shape(target, device):
-    """Compiled variants of each kernel over calls that differ in length, batch and alignment of the vectors."""
+def variants(target, device):
+    """Compiled variants of each kernel over calls that differ in length, batch, alignment of the vectors and values."""
     with warm_ups(target) as kernels:
-        before = {name: kernels[name].variants(device) for name in KERNELS}
+        before = {name: kernel.variants(device) for name, kernel in kernels.items()}
         for batch, length in ((1, 1), (1, 2), (3, 16), (16, 1), (4, 7)):
-            for name in ("statistics", "gradient", "loss", "scale"):
-                call(
-                    name, torch.zeros(batch, length + 1, 1048, dtype=torch.bfloat16)[:, :length, :1024], shift=batch % 2
-                )
-        return {name: kernels[name].variants(device) - before[name] for name in KERNELS}
+            logits = torch.zeros(batch, length + 1, 1048, dtype=torch.bfloat16)[:, :length, :1024]
+            for name in ("statistics", "gradient", "loss", "scale", "divergence", "divergence_gradient"):
+                call(name, logits, "capped", shift=batch % 2, value=1 / batch)
+        return {name: kernel.variants(device) - before[name] for name, kernel in kernels.items()}
 
 
 def report(target, device):
@@ -216,9 +239,9 @@ def report(target, device):
     found = []
     for job in jobs():
         found.append({"job": job} | measured(compiled_by(target, *job), target.backend))
-    result = {"kernels": found, "variants": variants_by_shape(target, device)}
+    result = {"kernels": found, "variants": variants(target, device)}
     spilling = {"maxnreg": 32} if target.backend == "cuda" else {"waves_per_eu": 8}
-    mutant = compiled_by(target, "loss", "bfloat16", 32000, True, **spilling)
+    mutant = compiled_by(target, "loss", "bfloat16", 32000, "full", **spilling)
     result["mutant_spills"] = measured(mutant, target.backend)
     atomic = atomic_kernel.warmup(torch.zeros(1), grid=(1,), enable_fp_fusion=True)
     result["mutant_atomics"] = measured(atomic, target.backend)["atomics"]

@@ -69,8 +69,9 @@ struct TransformedRow : PlainRow<ElementType> {
     return finite(x) ? g * (Real(1) - t * t) : g;  // at infinite x, g is 0 or NaN
   }
   double slope_one(int64_t i) const {
+    if (cap != cap) return 1;
     const double x = one(i);
-    return cap == cap && std::isfinite(x) ? 1 - (x / cap) * (x / cap) : 1;
+    return std::isinf(x) ? 0 : 1 - (x / cap) * (x / cap);  // no small step moves an infinite logit
   }
 
  private:
