@@ -1,5 +1,7 @@
 # make train   the main job, from a fresh clone to a trained model
-# make test    the tests; make lint; make bench-cpu, make bench-gpu (against eager torch and torch.compile)
+# make test    the tests; make lint
+# make bench-cpu, make bench-gpu   against eager torch, torch.compile and the libraries that are there
+# make bench-static                what the Triton kernels' machine code asks of GPUs that are not here
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +11,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpu/*)
 LINTED_CPP := $(wildcard kernels/cpu/*)
 
-.PHONY: train test lint format bench-cpu bench-gpu install clean
+.PHONY: train test lint format bench-cpu bench-gpu bench-static install clean
 .DELETE_ON_ERROR:
 
 train: install
@@ -33,6 +35,9 @@ bench-cpu: install $(VENV)/.test
 
 bench-gpu: install
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+bench-static: install
+	$(BIN)/python -m benchmarks.static $(ARGS)
 
 install: $(VENV)/.package
 

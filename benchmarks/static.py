@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .chips import CHIPS, Bound, bound
@@ -28,6 +28,7 @@ class PerLogit:
     slots: float
     special: float
     bytes: float
+    read: int  # of them, read
     loops: list[float]  # slots of each pass over the row
 
 
@@ -46,7 +47,7 @@ def per_logit(record: dict) -> PerLogit | None:
     slots = [loop["slots"] / n for loop, n in zip(loops, logits, strict=True)]
     special = sum(loop["special"] / n for loop, n in zip(loops, logits, strict=True))
     written = sum(loop["stored"] / n for loop, n in zip(loops, logits, strict=True))
-    return PerLogit(sum(slots), special, read + written, slots)
+    return PerLogit(sum(slots), special, read + written, read, slots)
 
 
 def bounds(record: dict, target: str) -> dict[str, Bound]:
@@ -105,6 +106,11 @@ def main() -> None:
     parser.add_argument("--output", help="JSON file with every record")
     options = parser.parse_args()
     found = reports(options.targets)
+    for target, records in found.items():
+        for record in records:
+            record["row_loops"], spent = row_loops(record), per_logit(record)
+            record["per_logit"] = spent and asdict(spent)
+            record["bounds"] = {chip: x._asdict() for chip, x in bounds(record, target).items()}
     print(
         markdown(
             row(record, target)

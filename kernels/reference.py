@@ -73,6 +73,8 @@ def logprobs_entropy_gradient(
     grad = grad * inverse_temperature[:, None]
     if softcap is not None:
         grad = torch.where(x.isfinite(), grad * (1 - (x / softcap).square()), 0.0 * grad)
+    if keep_mask is not None:
+        grad = torch.where(keep_mask.reshape(grad.shape), grad, 0.0 * grad)
     grad = torch.where(in_range[:, None], grad, torch.nan)
     grad = torch.where(valid[:, None], grad, 0.0)
     grad_logits.copy_(grad.view(logits.shape))

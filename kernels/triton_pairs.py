@@ -128,33 +128,35 @@ def _times(upstream, x):
 
 @triton.jit
 def _side(inverse_temperature, kl, entropy, log_sum, other_log_sum, to_kl, to_other_kl, to_entropy):
-    """Numbers of one side's gradient, p * bound * (level + gap_slope * gap + slope * d) + to_other * q.
+    """Numbers of one side's gradient, e * (level + gap_slope * gap + slope * d) + to_other * q.
 
-    The bracket is divided by `bound`, so that it is finite where p is 0, even between numbers of the size of finfo.max.
+    p is p_of_e * e, where e = 2^(d * scale + lift): lifted, so that the bracket, which contains p_of_e, is finite where
+    e is 0, even between numbers of the size of finfo.max.
     """
-    bound = 1 + 4 * inverse_temperature * (1 + inverse_temperature) * (tl.abs(to_kl) + tl.abs(to_entropy))
+    size = inverse_temperature * (1 + inverse_temperature) * (tl.abs(to_kl) + tl.abs(to_entropy))
+    lift = tl.ceil(tl.log2(1 + 4 * size))
+    # The NaN of a row is in the bracket; p must not carry it into a term whose upstream gradient is 0.
+    p_of_e = tl.where(log_sum == log_sum, tl.exp2(-lift) * tl.exp(-log_sum), 1.0)
     unknown = (log_sum - log_sum) + (other_log_sum - other_log_sum)  # NaN if either row has NaN, else 0
     to_other = -inverse_temperature * _times(to_other_kl, 1 + unknown)
-    to_kl = inverse_temperature * to_kl / bound
-    to_entropy = -inverse_temperature * to_entropy / bound
+    to_kl = inverse_temperature * to_kl * p_of_e
+    to_entropy = -inverse_temperature * to_entropy * p_of_e
     kl = tl.where(kl == float("inf"), float("nan"), kl)
     constant = _times(to_entropy, entropy - log_sum) - _times(to_kl, kl + (log_sum - other_log_sum))
-    bracket = (constant - to_other / bound, inverse_temperature * to_kl, inverse_temperature * to_entropy)
-    # The NaN of a row is in the numbers above; p must not carry it into a term whose upstream gradient is 0.
-    shift = tl.where(log_sum == log_sum, tl.log2(bound) - log_sum * LOG2E, 0.0)
-    return bracket, to_other, bound, shift
+    bracket = (constant - to_other * p_of_e, inverse_temperature * to_kl, inverse_temperature * to_entropy)
+    return bracket, to_other, p_of_e, lift
 
 
 @triton.jit
 def _write_side(
-    grad_ptr, i, x, p, q, gap, d, bracket, to_other,
+    grad_ptr, i, x, e, other_e, gap, d, bracket, to_other,
     V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, TAIL: tl.constexpr,
     INFINITE: tl.constexpr,
 ):  # fmt: skip
     level, gap_slope, slope = bracket
-    grad = p * (level + gap_slope * gap + slope * d) + to_other * q
+    grad = e * (level + gap_slope * gap + slope * d) + to_other * other_e
     if INFINITE:  # the bracket is NaN, and x = -inf is no part of it
-        grad = tl.where(x == -float("inf"), to_other * q, grad)
+        grad = tl.where(x == -float("inf"), to_other * other_e, grad)
     store_tile(grad_ptr, i, grad, V, DEPTH, LANES, VEC, TAIL)
 
 
@@ -166,22 +168,22 @@ def _write_tile(
 ):  # fmt: skip
     dtype: tl.constexpr = scale.dtype
     LEAST: tl.constexpr = LEAST_FP64 if dtype == tl.float64 else LEAST_FP32
-    bracket_a, to_b, bound_a, shift_a = side_a
-    bracket_b, to_a, bound_b, shift_b = side_b
+    bracket_a, to_b, p_of_e_a, lift_a = side_a
+    bracket_b, to_a, p_of_e_b, lift_b = side_b
     a = load_x(a_ptr, (None, None), i, dtype, V, DEPTH, LANES, VEC, TAIL)
     b = load_x(b_ptr, (None, None), i, dtype, V, DEPTH, LANES, VEC, TAIL)
     d_a = tl.maximum(a - max_a, LEAST)
     d_b = tl.maximum(b - max_b, LEAST)
-    p_a = tl.exp2(tl.fma(d_a, scale, shift_a))
-    p_b = tl.exp2(tl.fma(d_b, scale, shift_b))
+    e_a = tl.exp2(tl.fma(d_a, scale, lift_a))
+    e_b = tl.exp2(tl.fma(d_b, scale, lift_b))
     gap = d_a - d_b
     if grad_a_ptr is not None:
         _write_side(
-            grad_a_ptr, i, a, p_a, p_b, gap, d_a, bracket_a, to_b / bound_b, V, DEPTH, LANES, VEC, TAIL, INFINITE
+            grad_a_ptr, i, a, e_a, e_b, gap, d_a, bracket_a, to_b * p_of_e_b, V, DEPTH, LANES, VEC, TAIL, INFINITE
         )
     if grad_b_ptr is not None:
         _write_side(
-            grad_b_ptr, i, b, p_b, p_a, -gap, d_b, bracket_b, to_a / bound_a, V, DEPTH, LANES, VEC, TAIL, INFINITE
+            grad_b_ptr, i, b, e_b, e_a, -gap, d_b, bracket_b, to_a * p_of_e_a, V, DEPTH, LANES, VEC, TAIL, INFINITE
         )
 
 

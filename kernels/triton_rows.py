@@ -156,4 +156,6 @@ def write_row_gradient(
     at_target = _target_gradient(
         target_x, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy, transform[0]
     )
+    if transform[1] is not None:
+        at_target = tl.where(tl.load(transform[1] + target) != 0, at_target, 0.0 * at_target)
     tl.store(grad_ptr + target, at_target.to(grad_ptr.dtype.element_ty))

@@ -17,13 +17,14 @@ def sampling_mask(
 ) -> Tensor:
     """Where the filters of `model.generate` leave a token: bool (..., V), the `keep_mask` of log-probs and loss.
 
-    The same as transformers' warpers one after the other, in its order (temperature, top_k, top_p, min_p), of which
-    None is left out; with none of them everything is kept. The shapes, units and errors are those of the warpers.
+    The same as transformers' warpers one after the other, in its order (temperature, top_k, top_p, min_p). Left out are
+    None, and as in `generate` a top_k of 0 and a top_p of 1; with none of them everything is kept. A bad value raises
+    the warper's ValueError.
     """
     from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    filters = ((TopKLogitsWarper, top_k), (TopPLogitsWarper, top_p), (MinPLogitsWarper, min_p))
-    warpers = [warper(value) for warper, value in filters if value is not None]
+    filters = ((TopKLogitsWarper, top_k, 0), (TopPLogitsWarper, top_p, 1.0), (MinPLogitsWarper, min_p, None))
+    warpers = [warper(value) for warper, value, off in filters if value is not None and value != off]
     rows = logits.reshape(-1, logits.shape[-1])
     keep = torch.ones(rows.shape, dtype=torch.bool, device=logits.device)
     for start in range(0, len(rows) if warpers else 0, CHUNK):

@@ -86,5 +86,5 @@ def normaliser(
         raise ValueError("loss_type='dr_grpo' divides by max_completion_length, which is not given")
     if logits.dim() < 2:
         raise ValueError(f"loss_type={loss_type!r} needs logits (..., T, V), got shape {tuple(logits.shape)}")
-    rows = valid.view(-1, logits.shape[-2])
-    return token_weights(rows, loss_type, max_completion_length=max_completion_length).to(dtype).reshape(-1)
+    rows = valid.view(-1, max(1, logits.shape[-2])).to(dtype)
+    return token_weights(rows, loss_type, max_completion_length=max_completion_length).reshape(-1)

@@ -13,7 +13,7 @@ def token_weights(
     max_completion_length: int,
     tokens: float | Tensor | None = None,  # valid tokens per process, the mean over processes; default mask.sum()
 ) -> Tensor:
-    """Weights w (B, T), float32: sum(w * loss), averaged over processes, is the loss of the whole batch.
+    """Weights w (B, T): sum(w * loss), averaged over processes, is the loss of the whole batch.
 
     - grpo: mean over the tokens of each row, then over rows, `mask / len / B` (arXiv 2402.03300)
     - dapo: mean over all tokens, `mask / tokens` over all processes (arXiv 2503.14476)
@@ -23,7 +23,7 @@ def token_weights(
 
     An empty row counts as a row. ValueError: another loss_type.
     """
-    mask = mask.float()
+    mask = mask if mask.dtype == torch.float64 else mask.float()
     rows = mask.shape[0]
     if loss_type == "grpo":
         return mask / mask.sum(-1, keepdim=True).clamp(min=1) / rows

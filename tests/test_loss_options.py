@@ -9,11 +9,11 @@ import truth
 from policy_split import DualModeLoss, dual_mode_loss
 
 COEFFICIENTS = {"entropy_coef": (0.0, 0.02, -0.2), "kl_coef": (0.0, 0.05, 0.3)}
-SHAPE = (3, 4)
+SHAPE = (3, 3)
 
 
 def example(device, dtype=torch.float32, vocabulary=37, seed=0, old=True, ref=False, sampler=False, keep=False):
-    """logits (3, 4, V), targets and per-token arguments, whose ratios lie inside and outside the usual clips."""
+    """logits (3, 3, V), targets and per-token arguments, whose ratios lie inside and outside the usual clips."""
     generator = torch.Generator().manual_seed(seed)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -60,7 +60,7 @@ def check(logits, targets, tokens, upstream=1.0, mask=None, inplace=False, **set
     return out, gradient
 
 
-RAGGED = [[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 1, 1]]  # one row ends early, one is empty, one has a hole
+RAGGED = [[1, 1, 0], [0, 0, 0], [1, 0, 1]]  # one row ends early, one is empty, one has a hole
 
 SETTINGS = {
     "cispo": ({}, {"surrogate": "cispo"}),
@@ -84,8 +84,8 @@ ALL = pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize(
     ("dtype", "mask", "vocabulary", "inplace"),  # 2053: a prime just above the CPU's tile of 2048
     [
-        (torch.float32, None, 2053, True), (torch.float32, RAGGED, 37, False), (torch.bfloat16, RAGGED, 37, False),
-        (torch.float16, None, 37, True), (torch.float64, RAGGED, 37, False),
+        (torch.float32, None, 2053, True), (torch.bfloat16, RAGGED, 37, False), (torch.float16, None, 37, True),
+        (torch.float64, RAGGED, 37, False),
     ],
 )  # fmt: skip
 def test_values_and_gradients(device, name, dtype, mask, vocabulary, inplace):
@@ -103,17 +103,15 @@ def test_values_and_gradients(device, name, dtype, mask, vocabulary, inplace):
 
 
 @ALL
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_a_second_backward_with_a_loss_scale(device, name, dtype):
+def test_a_second_backward_with_a_loss_scale(device, name):
     tokens, settings = SETTINGS[name]
-    logits, targets, tokens = example(device, dtype, **tokens)
+    logits, targets, tokens = example(device, **tokens)
     leaf = logits.requires_grad_()
     out = dual_mode_loss(leaf, targets, **tokens, **settings, **COEFFICIENTS)
     once, scaled = (
         torch.autograd.grad(out.loss * factor, leaf, retain_graph=True)[0].clone() for factor in (1.0, 2.0**10)
     )
-    tolerance = {"rtol": 2e-3, "atol": 2e-7} if dtype == torch.float16 else {"rtol": 1e-6, "atol": 1e-8}
-    torch.testing.assert_close(scaled.float() / 2**10, once.float(), **tolerance)
+    torch.testing.assert_close(scaled / 2**10, once, rtol=1e-6, atol=1e-8)
 
 
 @ALL
@@ -128,8 +126,12 @@ def test_the_module_holds_the_setting(device, name):
     assert all(f"{key}={value}" in repr(module) for key, value in settings.items())
 
 
-@ALL
 @pytest.mark.parametrize("backend", ["native"], indirect=True)
+@pytest.mark.parametrize(
+    "name",
+    ["cispo of a foreign sampler", "asymmetric clip and delta", "sequence on policy", "sequence of a foreign sampler",
+     "all of them"],
+)  # fmt: skip
 def test_compile_fullgraph(device, name):
     torch._dynamo.reset()
     tokens, settings = SETTINGS[name]
@@ -211,7 +213,7 @@ def test_rows_that_are_not_read_do_not_reach_the_ratio_of_their_sequence(device)
     mask = torch.tensor(RAGGED, device=device)
     settings = {"ratio_level": "sequence", "mask": mask, **COEFFICIENTS}
     losses = []
-    for value in (0.0, float("nan")):
+    for value in (0.0, math.nan):
         for name in ("advantages", "old_logprobs", "ref_logprobs", "sampler_logprobs"):
             tokens[name] = torch.where(mask == 1, tokens[name], value)
         leaf = torch.where(mask[..., None] == 1, logits, value).requires_grad_()
@@ -243,11 +245,19 @@ LOSS_TYPES = {  # as in TRL's GRPOTrainer, l and m (B, T); dapo in one process
 }
 
 
+@pytest.mark.parametrize("loss_type", [*LOSS_TYPES, None])
+@pytest.mark.parametrize("shape", [(2, 0), (0, 3), (0,)])
+def test_nothing_has_a_loss_of_nothing(device, loss_type, shape):
+    tokens, modes = torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.long, device=device)
+    logits = torch.zeros(*shape, 5, device=device, requires_grad=True)
+    out = dual_mode_loss(logits, modes, advantages=tokens, mode=modes, loss_type=loss_type, max_completion_length=7)
+    out.loss.backward()
+    assert out.loss == 0
+    assert logits.grad.shape == logits.shape
+
+
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@pytest.mark.parametrize(
-    ("mask", "ratio_level"),
-    [(RAGGED, "token"), (RAGGED, "sequence"), ([[1] * 4] * 3, "token"), ([[0] * 4] * 3, "token")],
-)
+@pytest.mark.parametrize(("mask", "ratio_level"), [(RAGGED, "token"), (RAGGED, "sequence"), ([[0] * 3] * 3, "token")])
 def test_loss_types(device, loss_type, mask, ratio_level):
     logits, targets, tokens = example(device, ref=True)
     mask = torch.tensor(mask, device=device)
@@ -275,11 +285,11 @@ def test_loss_types(device, loss_type, mask, ratio_level):
         ({"surrogate": "cispo", "clip_delta": 2.0}, "no sequence, no clip_delta"),
         ({"surrogate": "cispo", "ratio_level": "sequence"}, "no sequence, no clip_delta"),
         ({"sampler_cap": 0.0}, "sampler_cap must be above 0, got 0.0"),
-        ({"sampler_cap": float("nan")}, "sampler_cap must be above 0, got nan"),
-        ({"sampler_logprobs": torch.ones(3)}, r"sampler_logprobs has shape \(3,\); expected \(3, 4\)"),
+        ({"sampler_cap": math.nan}, "sampler_cap must be above 0, got nan"),
+        ({"sampler_logprobs": torch.ones(3)}, r"sampler_logprobs has shape \(3,\); expected \(3, 3\)"),
         ({"ratio_level": "sequence", "inplace_gradient": True}, "a sequence's ratio is not known there"),
         ({"softcap": -1.0}, "softcap must be finite and > 0, or None, got -1.0"),
-        ({"keep_mask": torch.ones(5).bool()}, r"keep_mask has shape \(5,\); expected \(3, 4, 37\)"),
+        ({"keep_mask": torch.ones(5).bool()}, r"keep_mask has shape \(5,\); expected \(3, 3, 37\)"),
     ],
 )
 def test_bad_settings(device, settings, words):

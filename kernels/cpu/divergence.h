@@ -192,10 +192,17 @@ void row_divergence_gradient(const Row& row_a, const Row& row_b, typename Row::E
   const Side<Real> side_b(from.b, from.a, from.kl_ba, up.kl_ba, up.kl_ab, up.entropy_b, inverse_temperature);
   const Vector<Real> top_a = splat<Real>(Real(from.a.max)), top_b = splat<Real>(Real(from.b.max));
   const Vector<Real> factor = splat<Real>(Real(inverse_temperature * log2_e));
+  const Vector<Real> impossible = splat<Real>(-std::numeric_limits<Real>::infinity());
+  const bool infinite = std::isinf(from.kl_ab) || std::isinf(from.kl_ba);
   auto gradients = [&](Vector<Real> a, Vector<Real> b) -> Pair<Real> {
     const Exponents<Real> x(a, b, top_a, top_b, factor);
     const Vector<Real> gap = x.bounded(x.gap());
-    return {side_a.gradient(x.e_a, x.d_a, gap, x.e_b), side_b.gradient(x.e_b, x.d_b, -gap, x.e_a)};
+    Pair<Real> g = {side_a.gradient(x.e_a, x.d_a, gap, x.e_b), side_b.gradient(x.e_b, x.d_b, -gap, x.e_a)};
+    if (infinite) {  // the NaN of an infinite KL is not that of a token over which it does not average
+      g.a = a == impossible ? -side_a.other * x.e_b : g.a;
+      g.b = b == impossible ? -side_b.other * x.e_a : g.b;
+    }
+    return g;
   };
   int64_t i = 0;
   for (; i + 2 * width <= count; i += 2 * width) {

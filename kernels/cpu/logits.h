@@ -69,6 +69,7 @@ struct TransformedRow : PlainRow<ElementType> {
     return finite(x) ? g * (Real(1) - t * t) : g;  // at infinite x, g is 0 or NaN
   }
   double slope_one(int64_t i) const {
+    if (keep && !keep[i]) return 0;
     if (cap != cap) return 1;
     const double x = one(i);
     return std::isinf(x) ? 0 : 1 - (x / cap) * (x / cap);  // no small step moves an infinite logit

@@ -1,0 +1,173 @@
+"""Static proof of the Triton kernels where there is no GPU: the launch tables, compiled and looked through.
+
+The compiler runs in child processes, because this one may have Triton's interpreter switched on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.timeout(600)  # the first test waits for all compilations, minutes on two free cores
+
+ROOT = Path(__file__).parents[1]
+TARGETS = ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"]
+DTYPES = ["float32", "bfloat16", "float16", "float64"]
+LONGEST = 151936
+# Instructions per logit of each pass over a bfloat16 row: what was reached, and a little.
+SLOTS = {
+    "cuda:90": {
+        "statistics": [10],
+        "gradient": [8],
+        "loss": [10, 8],
+        "divergence": [11.1],
+        "divergence_gradient": [12],
+    },
+    "cuda:100": {"statistics": [9], "gradient": [6], "loss": [9, 6], "divergence": [10], "divergence_gradient": [10]},
+}
+SPARE = 0.20  # of the memory's time, by which every kernel of the bfloat16 table must be bound by memory
+BOUND = ["H100", "H200"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    found = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    found.pop("TRITON_INTERPRET", None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory, environment):
+    output = tmp_path_factory.mktemp("static") / "static.json"
+    command = [sys.executable, "-m", "benchmarks.static", "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(output.read_text()) | {"printed": done.stdout}
+
+
+@pytest.fixture(scope="module")
+def others(environment):
+    """Variants by shape, and kernels that must fail the checks, of each target."""
+    command = [sys.executable, Path(__file__).with_name("static_child.py"), *TARGETS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def kernels(reports, target, dtype):
+    """Every compiled kernel of this target and dtype whose rows are aligned."""
+    rows = [row for row in reports[target] if row["job"][1] == dtype and row["job"][2] != 2053]
+    assert len(rows) >= 20
+    return rows
+
+
+def offenders(kernels, wrong):
+    """One line for each kernel that is wrong, so that the message names them all."""
+    return [str(row) for row in kernels if wrong(row)]
+
+
+def wide(accesses):
+    return sum(count for size, count in accesses.items() if int(size) >= 16)
+
+
+def narrow(accesses):
+    return sum(accesses.values()) - wide(accesses)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", TARGETS)
+class TestMachineCode:
+    def test_no_spills_and_no_stack(self, kernels):
+        assert offenders(kernels, lambda row: row["spills"] or row["stack"]) == []
+
+    def test_loads_and_stores_of_16_bytes(self, kernels):
+        assert offenders(kernels, lambda row: wide(row["loads"]) == 0) == []
+        writers = [row for row in kernels if row["job"][0] in ("gradient", "loss", "scale", "divergence_gradient")]
+        assert offenders(writers, lambda row: wide(row["stores"]) == 0) == []
+
+    def test_no_narrow_access_to_the_rows(self, kernels):
+        """All accesses that are not of 16 bytes are those of per-row numbers (with the target's logit and gradient: at
+        most 14 loads and 10 stores) and, where there is one, of a mask with a byte for each logit, 8 at a time."""
+        by_row = [row for row in kernels if row["job"][3] != "kept"]
+        assert offenders(by_row, lambda row: narrow(row["loads"]) > 14 or narrow(row["stores"]) > 10) == []
+        by_logit = [row for row in kernels if row["job"][3] == "kept"]
+        assert offenders(by_logit, lambda row: narrow(row["loads"]) > 14 + wide(row["loads"])) == []
+
+    def test_no_atomics(self, kernels):
+        assert offenders(kernels, lambda row: row["atomics"]) == []
+
+    def test_no_barrier_shuffle_or_shared_memory_in_a_row_loop(self, kernels):
+        assert offenders(kernels, lambda row: any(loop["waits"] for loop in row["row_loops"])) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_one_special_function_for_each_logit_and_pass(kernels):
+    """One or two more in an iteration rescale a lane's sums. float64 has no exp2 instruction."""
+    rows = [row for row in kernels if row["job"][2] == LONGEST and row["job"][3] in ("full", "plain", "cispo")]
+    passes = [(loop, row) for row in rows if row["job"][0] != "scale" for loop in row["row_loops"]]
+    assert len(passes) >= 7
+    for loop, row in passes:
+        logits = loop["loaded"] / row["per_logit"]["read"]
+        assert logits <= loop["special"] <= logits + 2, row["job"]
+
+
+@pytest.mark.parametrize("name", list(SLOTS["cuda:90"]))
+@pytest.mark.parametrize("target", list(SLOTS))
+def test_instructions_per_logit(reports, target, name):
+    (row,) = (row for row in reports[target] if row["job"] == [name, "bfloat16", LONGEST, "full"])
+    spent, budget = row["per_logit"]["loops"], SLOTS[target][name]
+    assert len(spent) >= len(budget)
+    worst = [max(spent)] if len(budget) == 1 else spent
+    assert all(x <= limit for x, limit in zip(worst, budget, strict=True)), f"{spent}, allowed are {budget}"
+
+
+@pytest.mark.parametrize("chip", BOUND)
+def test_every_kernel_of_the_bfloat16_table_is_bound_by_memory(reports, chip):
+    """By the model of benchmarks.static, at the chip's published rates. A softcap's tanh is no part of the table."""
+    table = [row for row in reports["cuda:90"] if row["job"][1] == "bfloat16" and row["job"][3] != "capped"]
+    bounds = {tuple(row["job"]): row["bounds"][chip] for row in table if row["bounds"]}
+    assert {job[0] for job in bounds} == {
+        "statistics", "gradient", "loss", "loss_forward", "scale", "divergence", "divergence_gradient"
+    }  # fmt: skip
+    assert {job[2] for job in bounds} == {8192, 32000, LONGEST}  # rows of 512 have no loop
+    assert {job: bound for job, bound in bounds.items() if bound["by"] != "memory" or bound["spare"] < SPARE} == {}
+
+
+def test_the_table_is_printed_with_the_bounds_of_all_chips(reports):
+    lines = [line for line in reports["printed"].splitlines() if "| loss | bfloat16 | 151936 |" in line]
+    assert len(lines) >= len(TARGETS)
+    for chip in ("A100", "H100", "H200", "B200", "MI300X"):
+        assert any(f"{chip}: " in line for line in lines), chip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+class TestOfTheTest:
+    """Kernels that must fail the checks above, so that a check that sees nothing is noticed."""
+
+    def test_unaligned_rows_have_no_wide_access(self, reports, target):
+        (row,) = (row for row in reports[target] if row["job"][2] == 2053)
+        assert wide(row["loads"]) == wide(row["stores"]) == row["spills"] == 0
+        assert narrow(row["loads"]) > 14
+
+    def test_too_few_registers_spill(self, others, target):
+        assert others[target]["spilling"]["spills"] > 0
+        assert others[target]["spilling"]["stack"] > 0
+
+    def test_an_atomic_is_seen(self, others, target):
+        assert others[target]["atomic"]["atomics"] > 0
+
+
+def test_a_straightforward_kernel_is_bound_by_its_instructions(others):
+    """A mask and a maximum over the tile in each iteration: what the budget is there to forbid."""
+    assert others["cuda:90"]["straightforward"]["H200"]["spare"] < SPARE
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_one_variant_for_all_lengths_batches_alignments_of_vectors_and_values(others, target):
+    assert set(others[target]["variants"].values()) == {1}, others[target]["variants"]
