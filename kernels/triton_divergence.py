@@ -7,7 +7,7 @@ from .reference import statistics_dtype
 from .reference_divergence import DivergenceRows
 from .triton_launch import (
     PAIR_THREAD_BYTES,
-    STATISTICS_THREADS,
+    PAIR_THREADS,
     STREAMING_THREADS,
     jit,
     on_device,
@@ -91,12 +91,12 @@ def divergence(logits_a: Tensor, logits_b: Tensor, inverse_temperature: Tensor, 
     result = DivergenceRows(*row_vectors(logits_a, statistics_dtype(logits_a.dtype), 8))
     rows = result.kl_ab.shape[0]
     if rows > 0:
-        tiles = tiling_of((logits_a, logits_b), STATISTICS_THREADS, PAIR_THREAD_BYTES)
+        tiles = tiling_of((logits_a, logits_b), PAIR_THREADS)
         with on_device(logits_a.device):
             divergence_kernel[(rows,)](
                 logits_a, logits_b, inverse_temperature, mask, *result,
                 logits_a.shape[1], *strides(logits_a, tiles.VEC), *strides(logits_b, tiles.VEC),
-                temperature_stride(inverse_temperature), **tiles.options(), **resident_options(logits_a.device),
+                temperature_stride(inverse_temperature), **tiles.options(),
             )  # fmt: skip
     return result
 

@@ -25,6 +25,8 @@ VECTOR_BYTES = 16  # the widest load and store of a thread
 STATISTICS_THREADS = {1024: 64, 8192: 128, 32768: 256, math.inf: 512}
 # Kernels without sums over a row: smaller programs, several on a multiprocessor, so that their ends do not coincide.
 STREAMING_THREADS = {1024: 64, 8192: 128, math.inf: 256}
+# The divergence keeps two rows' sums in 170 registers: three programs of 128 threads on a multiprocessor.
+PAIR_THREADS = {1024: 64, math.inf: 128}
 # Bytes of logits that a thread has in flight, by the size of a logit: float64 needs its registers for exp2.
 THREAD_BYTES = {2: 64, 4: 64, 8: 32}
 # The same of each of two matrices that are read together: with more there are too few registers.

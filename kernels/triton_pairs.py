@@ -8,7 +8,7 @@ draw, makes the sum over a infinite, or NaN where e is 0; where both d are -inf 
 import triton
 import triton.language as tl
 
-from .triton_rows import LEAST_FP32, LEAST_FP64, max_in_lane, settled, spread, sum_in_lane
+from .triton_rows import LEAST_FP32, LEAST_FP64, dot_in_lane, max_in_lane, settled, spread, sum_in_lane
 from .triton_tiles import LOG2E, load_x, store_tile
 
 # Sums of e times a difference of finite logits stay finite: no finite gap may look like an infinite one.
@@ -35,10 +35,10 @@ def _accumulate_pair(
     gap = d_a - d_b
     sum_a += sum_in_lane(e_a, LANES, VEC)
     sum_b += sum_in_lane(e_b, LANES, VEC)
-    moment_a += sum_in_lane(e_a * tl.maximum(d_a, LEAST), LANES, VEC)
-    moment_b += sum_in_lane(e_b * tl.maximum(d_b, LEAST), LANES, VEC)
-    gap_ab += sum_in_lane(e_a * tl.maximum(gap, LEAST), LANES, VEC)
-    gap_ba -= sum_in_lane(e_b * tl.minimum(gap, -LEAST), LANES, VEC)
+    moment_a = dot_in_lane(moment_a, e_a, tl.maximum(d_a, LEAST), LANES, VEC)
+    moment_b = dot_in_lane(moment_b, e_b, tl.maximum(d_b, LEAST), LANES, VEC)
+    gap_ab = dot_in_lane(gap_ab, e_a, tl.maximum(gap, LEAST), LANES, VEC)
+    gap_ba = dot_in_lane(gap_ba, -e_b, tl.minimum(gap, -LEAST), LANES, VEC)
     return new_a, new_b, sum_a, sum_b, moment_a, moment_b, gap_ab, gap_ba
 
 

@@ -26,6 +26,7 @@ DIVERGENCE = ("test_properties.py divergence_of_any_case",)
 MASKED = ("test_peer_mistakes.py test_ignored",)
 INFINITE = ("test_peer_mistakes.py test_zero_times",)
 TAIL = ("test_peer_mistakes.py test_vocabularies",)
+EDGES = ("test_edges.py moves_by_more or enormous or payload or capped",)
 UPSTREAM = ("test_peer_handling.py test_every_token",)
 
 TABLE = {
@@ -87,10 +88,12 @@ TABLE = {
         ("inverse_temperature_missing", "unit = inverse_temperature / std::exp", "unit = 1 / std::exp", STATISTICS),
         ("moment_not_moved", "factor * (weighted + by * sum)", "factor * weighted", TAIL),
         ("last_part_lost", "if (i < end) add(0, row.part(i, end - i));", "", TAIL),
+        ("zero_times_infinity", "factor == 0 ? 0 : factor * (weighted", "factor * (weighted", EDGES),
     ],
     "cpu/logits.h": [
         ("softcap_slope_missing", "g * (Real(1) - t * t)", "g", STATISTICS),
         ("keep_mask_ignored", "return kept != 0 ? x", "return kept == kept ? x", STATISTICS),
+        ("slope_of_an_infinite_target", "std::isinf(x) ? 0 :", "std::isinf(x) ? 1 :", EDGES),
     ],
     "cpu/matrix.h": [
         ("mask_ignored", "(m.mask && !m.mask[n])", "false", MASKED),
@@ -102,6 +105,8 @@ TABLE = {
         ("log_sums_missing_in_gradient",
          "level = of_other.log_sum - own.log_sum - kl_own", "level = -kl_own", DIVERGENCE),
         ("other_side_missing", "- other * e_other;", ";", DIVERGENCE),
+        ("zero_times_infinity", "return factor == 0 ? 0 : factor * gap", "return factor * gap", EDGES),
+        ("nan_lost", "if (std::isnan(total.a.weighted)) total.a.sum = total.a.weighted;", "", EDGES),
     ],
     "triton_loss.py": [
         ("clip_bounds_swapped", "1.0 - clip_low,", "1.0 - clip_high,", LOSS),

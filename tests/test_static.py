@@ -27,7 +27,7 @@ SLOTS = {
         "divergence": [11.1],
         "divergence_gradient": [12],
     },
-    "cuda:100": {"statistics": [9], "gradient": [6], "loss": [9, 6], "divergence": [10], "divergence_gradient": [10]},
+    "cuda:100": {"statistics": [9], "gradient": [6], "loss": [9, 6], "divergence": [10], "divergence_gradient": [11]},
 }
 SPARE = 0.20  # of the memory's time, by which every kernel of the bfloat16 table must be bound by memory
 BOUND = ["H100", "H200"]
@@ -96,7 +96,7 @@ class TestMachineCode:
         by_row = [row for row in kernels if row["job"][3] != "kept"]
         assert offenders(by_row, lambda row: narrow(row["loads"]) > 14 or narrow(row["stores"]) > 10) == []
         by_logit = [row for row in kernels if row["job"][3] == "kept"]
-        assert offenders(by_logit, lambda row: narrow(row["loads"]) > 14 + wide(row["loads"])) == []
+        assert offenders(by_logit, lambda row: narrow(row["loads"]) > 16 + wide(row["loads"])) == []
 
     def test_no_atomics(self, kernels):
         assert offenders(kernels, lambda row: row["atomics"]) == []
