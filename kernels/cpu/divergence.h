@@ -5,6 +5,10 @@
 
 namespace policy_split {
 
+// So that every lane adds as many numbers, whatever the instruction set: a small KL needs the digits.
+template <typename Real>
+constexpr int64_t pair_tile_elements = 128 * lanes<Real>;
+
 struct RowDivergence {
   double kl_ab, kl_ba;  // nats
   RowStatistics a, b;   // without log-prob
@@ -37,16 +41,16 @@ struct PairSums {
   double gap_ab = 0, gap_ba = 0;        // sums of e_a * (u - v) and of e_b * (v - u)
   double widest_ab = 0, widest_ba = 0;  // largest u - v and v - u, at least 0
 
-  // Either origin moves; its maximum so far was -inf if there is nothing to move.
+  // Either origin moves, from -inf if there was none. A difference that overflows is -inf, too, and leaves nothing.
   void move_a(double by, double scale) {
-    if (!std::isfinite(by)) return;
-    gap_ba -= by * b.sum;
+    if (a.sum == 0 && std::isinf(by)) return;
+    if (b.sum != 0) gap_ba -= by * b.sum;
     gap_ab = moved(gap_ab + by * a.sum, by * scale);
     a.move(by * scale);
   }
   void move_b(double by, double scale) {
-    if (!std::isfinite(by)) return;
-    gap_ab -= by * a.sum;
+    if (b.sum == 0 && std::isinf(by)) return;
+    if (a.sum != 0) gap_ab -= by * a.sum;
     gap_ba = moved(gap_ba + by * b.sum, by * scale);
     b.move(by * scale);
   }
@@ -126,6 +130,7 @@ RowDivergence row_divergence(const Row& row_a, const Row& row_b, int64_t count, 
   const double infinity = std::numeric_limits<double>::infinity(), scale = inverse_temperature * log2_e;
   double origin_a = -infinity, origin_b = -infinity;
   PairSums total;
+  constexpr int64_t tile_elements = pair_tile_elements<typename Row::Real>;
   for (int64_t start = 0; start < count; start += tile_elements) {
     const int64_t end = count - start < tile_elements ? count : start + tile_elements;
     if (origin_a == -infinity) origin_a = first_max(row_a, start, end);

@@ -59,9 +59,8 @@ struct TransformedRow : PlainRow<ElementType> {
     return keep ? filtered(x, kept_part<Real>(keep + i, count)) : x;
   }
   double one(int64_t i) const {
-    const double z = Base::one(i);
     if (keep && !keep[i]) return -std::numeric_limits<double>::infinity();
-    return cap == cap && !std::isinf(z) ? cap * std::tanh(z / cap) : z;
+    return capped(splat<Real>(Real(Base::one(i))))[0];  // rounded as in the sums
   }
   Vector<Real> times_slope(Vector<Real> x, Vector<Real> g) const {
     if (cap != cap) return g;
