@@ -8,9 +8,9 @@ import torch
 from . import candidates
 from .interleave import interleaved, ratio
 
-LOGITS = 20_000_000  # 80 MB: larger than any cache
+LOGITS = 40_000_000  # 160 MB: larger than any cache, and 0.3 ms of Python a call are no part of it
 VOCABULARIES = (1000, 4000, 32000, 151936, 256000)
-ROUNDS = 15
+ROUNDS, CALLS = 15, 5
 
 
 @pytest.fixture
@@ -21,7 +21,9 @@ def threads():
     def with_threads(count, run):
         def run_with_threads(k):
             torch.set_num_threads(count)
-            return run(k)
+            for _ in range(CALLS):  # the first has to wake the second thread
+                result = run(k)
+            return result
 
         return run_with_threads
 
@@ -40,7 +42,7 @@ def test_time_is_linear_in_the_vocabulary_and_in_the_rows(kind):
     """Time per logit, whatever the shape: at most 1.5 times between any two."""
     runs, logits = {}, {}
     for vocabulary in VOCABULARIES:
-        for share in (1, 4):
+        for share in (1, 2):
             rows = LOGITS // vocabulary // share
             batch = candidates.Batch(rows, vocabulary, torch.float32, 0)
             name = f"{rows} x {vocabulary}"

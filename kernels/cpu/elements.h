@@ -182,14 +182,20 @@ inline void store_pair(BFloat16* to, Pair<float> x) {
   streamed ? stream(to, words) : (void)std::memcpy(to, &words, sizeof words);
 }
 
+template <typename Element>
+constexpr Element minus_infinity = -std::numeric_limits<Element>::infinity();
+template <>
+constexpr BFloat16 minus_infinity<BFloat16> = {0xff80};
+template <>
+constexpr Half minus_infinity<Half> = {0xfc00};
+
 // The last, partial vector of a row: lanes beyond its end hold `fill`.
 template <typename Element>
-inline Vector<Compute<Element>> load_part(const Element* from, int64_t count, Compute<Element> fill) {
-  Element part[lanes<Compute<Element>>] = {};
-  std::memcpy(part, from, count * sizeof(Element));
-  Vector<Compute<Element>> x = load(part);
-  for (int64_t i = count; i < lanes<Compute<Element>>; ++i) x[i] = fill;
-  return x;
+inline Vector<Compute<Element>> load_part(const Element* from, int64_t count, Element fill) {
+  Element part[lanes<Compute<Element>>];
+  for (auto& element : part) element = fill;
+  for (int64_t i = 0; i < count; ++i) part[i] = from[i];
+  return load(part);
 }
 
 template <typename Element>
@@ -201,7 +207,7 @@ inline void store_part(Element* to, int64_t count, Vector<Compute<Element>> x) {
 
 template <typename Element>
 inline double load_one(const Element* from) {
-  return load_part(from, 1, Compute<Element>(0))[0];
+  return load_part(from, 1, Element{})[0];
 }
 
 template <typename Element>

@@ -109,7 +109,7 @@ int64_t scale_rows(const PsMatrix& m, const void* scale) {
     auto* x = matrix.grad(n);
     int64_t i = 0;
     for (; i + width <= m.vocabulary; i += width) store(x + i, load(x + i) * factors);
-    if (i < m.vocabulary) store_part(x + i, m.vocabulary - i, load_part(x + i, m.vocabulary - i, Real(0)) * factors);
+    if (i < m.vocabulary) store_part(x + i, m.vocabulary - i, load_part(x + i, m.vocabulary - i, {}) * factors);
   });
   return -1;
 }

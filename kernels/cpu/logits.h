@@ -21,9 +21,7 @@ struct PlainRow {
     store_pair<streamed>(to, x);
   }
   // The last, partial vector of a row: lanes beyond its end are -inf.
-  Vector<Real> part(int64_t i, int64_t count) const {
-    return load_part(z + i, count, -std::numeric_limits<Real>::infinity());
-  }
+  Vector<Real> part(int64_t i, int64_t count) const { return load_part(z + i, count, minus_infinity<Element>); }
   double one(int64_t i) const { return load_one(z + i); }
   Vector<Real> times_slope(Vector<Real>, Vector<Real> g) const { return g; }
   double slope_one(int64_t) const { return 1; }

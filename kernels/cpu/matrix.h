@@ -46,10 +46,11 @@ struct Matrix {
   void for_each_row(Body body) const {
     const int chunk = int(1 + 16384 / m.vocabulary);
     const bool parallel = m.threads > 1 && m.rows > chunk;
-#pragma omp parallel for schedule(dynamic, chunk) num_threads(m.threads) if (parallel)
-    for (int64_t n = 0; n < m.rows; ++n) {
+#pragma omp parallel num_threads(m.threads) if (parallel)
+    {
       const Flush flush;
-      body(n);
+#pragma omp for schedule(dynamic, chunk)
+      for (int64_t n = 0; n < m.rows; ++n) body(n);
     }
   }
 

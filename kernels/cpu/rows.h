@@ -42,13 +42,6 @@ double target_logprob(const Row& row, int64_t target, double inverse_temperature
   return (row.one(target) - max) * inverse_temperature - log_sum;
 }
 
-template <typename Real>
-Real largest_lane(Vector<Real> x) {
-  Real top = x[0];
-  for (int j = 1; j < lanes<Real>; ++j) top = x[j] > top ? x[j] : top;
-  return top;
-}
-
 // A first guess of a row's maximum, from the first elements of a tile.
 template <typename Row>
 double first_max(const Row& row, int64_t start, int64_t end) {
@@ -90,10 +83,9 @@ Sums tile_sums(const Row& row, int64_t start, int64_t end, double origin, double
   }
   for (; i + width <= end; i += width) add(0, row.at(i));
   if (i < end) add(0, row.part(i, end - i));
-  Sums total;
-  for (const auto& [sum, product, best] : chains)
-    total.add({double(sum_lanes<Real>(sum)), double(sum_lanes<Real>(product)), double(largest_lane<Real>(best))});
-  return total;
+  return {double(sum_lanes<Real>(chains[0].sum + chains[1].sum)),
+          double(sum_lanes<Real>(chains[0].product + chains[1].product)),
+          double(largest_lane<Real>(maximum(chains[0].best, chains[1].best)))};
 }
 
 // One pass: the origin of the exponents is a first guess of the maximum, and moves only if a tile is far above it.

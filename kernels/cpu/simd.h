@@ -88,11 +88,25 @@ inline Vector<Real> larger(Vector<Real> x, Vector<Real> best) {
   return maximum(x, best);
 }
 
+// Of all lanes, by halves: as many steps as the logarithm of their number.
+template <typename Real, typename Combine>
+inline Real over_lanes(Vector<Real> x, Combine combine) {
+  Real values[lanes<Real>];
+  std::memcpy(values, &x, sizeof x);
+#pragma GCC unroll 8
+  for (int half = lanes<Real> / 2; half >= 1; half /= 2)
+    for (int i = 0; i < half; ++i) values[i] = combine(values[i], values[i + half]);
+  return values[0];
+}
+
 template <typename Real>
 inline Real sum_lanes(Vector<Real> x) {
-  Real total = 0;
-  for (int i = 0; i < lanes<Real>; ++i) total += x[i];
-  return total;
+  return over_lanes<Real>(x, [](Real a, Real b) { return a + b; });
+}
+
+template <typename Real>
+inline Real largest_lane(Vector<Real> x) {
+  return over_lanes<Real>(x, [](Real a, Real b) { return a > b ? a : b; });
 }
 
 // 2^f - 1 for f in [-1/2, 1/2] by its series, below one unit in the last place.
