@@ -6,6 +6,7 @@ anything is timed; then the ratios are held to their targets.
 """
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,11 @@ from . import candidates, check
 from .interleave import interleaved, machine, ratio
 
 TOKENS, VOCABULARY, ROUNDS = 128, 151936, 20
+# With AVX-512 our forward comes to 0.6 copies, where reading the logits is all that is left.
+FORWARD_OF_COMPILE = 3.0 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 3.5
 AT_LEAST = [  # (slow, fast, times)
     ("forward-eager", "forward-policy_split", 24.0),
-    ("forward-compile", "forward-policy_split", 3.5),
+    ("forward-compile", "forward-policy_split", FORWARD_OF_COMPILE),
     ("loss-eager", "loss-policy_split", 22.0),
     ("loss-compile", "loss-policy_split", 12.0),
     ("forward-policy_split", "forward_bf16-policy_split", 0.95),  # no slower, to the noise of the machine
@@ -51,9 +54,9 @@ def seconds(batches):
     short = [candidates.Batch(TOKENS, VOCABULARY, torch.bfloat16, seed) for seed in range(3)]
     runs = {"copy": candidates.copy(batches, scratch)}
     for name in ("policy_split", "compile", "eager"):
-        statistics, divergence = candidates.statistics_of(name), candidates.divergence_of(name)
-        runs[f"forward-{name}"] = candidates.forward(statistics, batches)
-        runs[f"forward_bf16-{name}"] = candidates.forward(statistics, short)
+        scores, divergence = candidates.statistics_of(name), candidates.divergence_of(name)
+        runs[f"forward-{name}"] = candidates.forward(scores, batches)
+        runs[f"forward_bf16-{name}"] = candidates.forward(scores, short)
         runs[f"loss-{name}"] = candidates.loss_and_gradient(candidates.loss_of(name), batches)
         runs[f"divergence-{name}"] = candidates.divergence(divergence, batches)
         if name != "compile":
@@ -85,7 +88,7 @@ def check_values(runs, batches, short):
 
 
 def report(seconds, nbytes):
-    median = {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
+    median = {name: statistics.median(times) for name, times in seconds.items()}
     print("\n" + "  ".join(f"{key}: {value}" for key, value in machine().items()))
     print(f"copy: {2 * nbytes / median['copy'] / 1e9:.1f} GB/s (one read, one write)")
     print(f"{'':34} {'median':>10} {'copies':>7} {'of eager':>9} {'of compile':>11}")
@@ -116,7 +119,7 @@ def test_time(benchmark, seconds, name):
 
     benchmark._timer = timer
     benchmark.pedantic(lambda: None, setup=next_round, rounds=len(seconds[name]), iterations=1)
-    assert benchmark.stats.stats.median == pytest.approx(sorted(seconds[name])[len(seconds[name]) // 2], rel=0.2)
+    assert benchmark.stats.stats.median == pytest.approx(statistics.median(seconds[name]), rel=0.01)
 
 
 @pytest.mark.parametrize(("slow", "fast", "at_least"), AT_LEAST)

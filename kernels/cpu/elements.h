@@ -205,6 +205,15 @@ inline void store_part(Element* to, int64_t count, Vector<Compute<Element>> x) {
   std::memcpy(to, part, count * sizeof(Element));
 }
 
+#if defined(__AVX512F__)
+inline Vector<float> load_part(const float* from, int64_t count, float fill) {
+  return _mm512_mask_loadu_ps(splat<float>(fill), (__mmask16)((1u << count) - 1), from);
+}
+inline void store_part(float* to, int64_t count, Vector<float> x) {
+  _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), x);
+}
+#endif
+
 template <typename Element>
 inline double load_one(const Element* from) {
   return load_part(from, 1, Element{})[0];

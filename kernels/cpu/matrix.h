@@ -44,7 +44,7 @@ struct Matrix {
   // Each row belongs to one thread and is reduced in one order: its result does not depend on the others.
   template <typename Body>
   void for_each_row(Body body) const {
-    const int chunk = int(1 + 16384 / m.vocabulary);
+    const int chunk = int(1 + 65536 / m.vocabulary);  // neighbours' results share cache lines
     const bool parallel = m.threads > 1 && m.rows > chunk;
 #pragma omp parallel num_threads(m.threads) if (parallel)
     {
