@@ -7,6 +7,7 @@ from importlib.metadata import version
 import torch
 
 from .kinds import INPLACE, KINDS, OURS
+from .markdown import table
 
 TITLES = {
     "forward": "Forward: log-prob and entropy (1 read of N x V)",
@@ -42,11 +43,6 @@ def markdown(record: dict) -> str:
     parts += ["### Largest error and peak memory", table_of_errors(record["results"])]
     parts += ["### Targets", *targets(record["results"]), "### Not timed", *untimed(record)]
     return "\n\n".join(parts)
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def table_of_times(kind: str, results: list[dict]) -> str:

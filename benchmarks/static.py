@@ -10,11 +10,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .chips import CHIPS, Bound, bound
+from .markdown import table
 
 TARGETS = ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"]
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -75,11 +75,6 @@ HEADER = [
 ]  # fmt: skip
 
 
-def markdown(rows: Iterable[list[str]]) -> str:
-    rows = [HEADER, ["---"] * len(HEADER), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-
-
 def reports(targets: list[str], processes: int = 2) -> dict[str, list[dict]]:
     """Records of each target, compiled by child processes: Triton's interpreter may be switched on in this one."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -111,14 +106,8 @@ def main() -> None:
             record["row_loops"], spent = row_loops(record), per_logit(record)
             record["per_logit"] = spent and asdict(spent)
             record["bounds"] = {chip: x._asdict() for chip, x in bounds(record, target).items()}
-    print(
-        markdown(
-            row(record, target)
-            for target, records in found.items()
-            for record in records
-            if record["job"][1] in options.dtype
-        )
-    )
+    every = ((record, target) for target, records in found.items() for record in records)
+    print(table(HEADER, [row(*x) for x in every if x[0]["job"][1] in options.dtype]))
     if options.output:
         Path(options.output).write_text(json.dumps(found, indent=1) + "\n")
 

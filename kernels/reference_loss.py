@@ -47,18 +47,44 @@ def loss_of_statistics(
 ) -> LossRows:
     """The scalar mathematics of one row: everything between its statistics and its gradient."""
     logprobs, entropy, row_max, log_sum = statistics
-    old = logprobs if old_logprobs is None else old_logprobs
-    ratio = torch.where(logprobs.isnan(), logprobs, 1.0) if old_logprobs is None else (logprobs - old).exp()
+    on_policy = torch.where(logprobs.isnan(), logprobs, 1.0)
+    losses, kl, clipped, grad_objective, grad_penalty = token_losses(
+        on_policy if old_logprobs is None else (logprobs - old_logprobs).exp(),
+        logprobs, entropy, advantages, old_logprobs, ref_logprobs, sampler_logprobs, weights, entropy_coef, kl_coef,
+        surrogate, clip_low, clip_high, clip_delta, sampler_cap,
+    )  # fmt: skip
+    grad_logprobs = weights * (-grad_objective + grad_penalty)
+    grad_entropy = -weights * entropy_coef
+    return LossRows(losses, logprobs, entropy, kl, clipped, row_max, log_sum, grad_logprobs, grad_entropy)
+
+
+def token_losses(
+    ratio: Tensor,
+    logprobs: Tensor,
+    entropy: Tensor,
+    advantages: Tensor,
+    old_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    sampler_logprobs: Tensor | None,
+    weights: Tensor,
+    entropy_coef: Tensor,
+    kl_coef: Tensor,
+    surrogate: str,
+    clip_low: float,
+    clip_high: float,
+    clip_delta: float | None,
+    sampler_cap: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """losses, kl, clipped, and without their weights the gradients by the log of the ratio and by the log-prob."""
     if sampler_logprobs is not None:
+        old = logprobs if old_logprobs is None else old_logprobs
         advantages = advantages * sampler_weights(old, sampler_logprobs, sampler_cap)
     objective, grad_objective, clipped = policy_objective(
         ratio, logprobs, advantages, surrogate, clip_low, clip_high, clip_delta
     )
     kl, grad_kl = reference_kl(logprobs, ref_logprobs)
     losses = weights * (-objective - scaled(entropy_coef, entropy) + scaled(kl_coef, kl))
-    grad_logprobs = weights * (-grad_objective + scaled(kl_coef, grad_kl))
-    grad_entropy = -weights * entropy_coef
-    return LossRows(losses, logprobs, entropy, kl, clipped, row_max, log_sum, grad_logprobs, grad_entropy)
+    return losses, kl, clipped, grad_objective, scaled(kl_coef, grad_kl)
 
 
 def policy_objective(

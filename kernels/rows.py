@@ -21,6 +21,13 @@ def as_rows(logits: Tensor) -> Tensor:
     return _as_three(logits)
 
 
+def rows_lie_apart(logits: Tensor) -> bool:
+    """Whether as_rows is a view in which no element appears twice: what a gradient may be written over."""
+    if logits.stride(-1) != 1 or (logits.dim() > 3 and not logits.is_contiguous()):
+        return False
+    return all(stride > 0 or size <= 1 for stride, size in zip(logits.stride(), logits.shape, strict=True))
+
+
 def _as_three(x: Tensor) -> Tensor:
     if x.stride(-1) != 1:
         x = x.contiguous()

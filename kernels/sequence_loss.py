@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import ops
 from .reference import valid_rows
-from .reference_loss import policy_objective, reference_kl, sampler_weights, scaled
+from .reference_loss import token_losses
 
 
 def sequence_loss_rows(logits: Tensor, *arguments, length: int) -> tuple[Tensor, ...]:
@@ -25,18 +25,12 @@ def sequence_loss_rows(logits: Tensor, *arguments, length: int) -> tuple[Tensor,
 
 class _Losses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logprobs, entropy, valid, length, advantages, old, ref, sampler, weights, entropy_coef, kl_coef,
-                surrogate, clip_low, clip_high, clip_delta, sampler_cap):  # fmt: skip
+    def forward(ctx, logprobs, entropy, valid, length, *arguments):
+        _, old, _, _, weights, entropy_coef, *_ = arguments
         old = logprobs if old is None else old
-        if sampler is not None:
-            advantages = advantages * sampler_weights(old, sampler, sampler_cap)
         ratio = _sequence_mean(torch.where(logprobs == old, 0.0, logprobs - old), valid, length).exp()
-        objective, grad_objective, clipped = policy_objective(
-            ratio, logprobs, advantages, surrogate, clip_low, clip_high, clip_delta
-        )
-        kl, grad_kl = reference_kl(logprobs, ref)
-        losses = weights * (-objective - scaled(entropy_coef, entropy) + scaled(kl_coef, kl))
-        grads = (-weights * grad_objective, weights * scaled(kl_coef, grad_kl), -weights * entropy_coef)
+        losses, kl, clipped, grad_objective, grad_penalty = token_losses(ratio, logprobs, entropy, *arguments)
+        grads = (-weights * grad_objective, weights * grad_penalty, -weights * entropy_coef)
         ctx.length = length
         ctx.save_for_backward(valid, *grads)
         ctx.mark_non_differentiable(kl, clipped)

@@ -85,7 +85,7 @@ def dual_mode_loss(
     check_settings(surrogate, ratio_level, clip_low, clip_high, clip_delta, sampler_cap)
     rows = as_rows(logits)
     if inplace_gradient:
-        check_inplace(logits, rows, ratio_level)
+        check_inplace(logits, ratio_level)
     target, valid = target_vector(targets, logits), mask_vector(mask, logits)
     if weights is None:
         weight = normaliser(target, valid, logits, loss_type, max_completion_length)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from policy_split_kernels.reference import statistics_dtype, valid_rows
 from policy_split_kernels.reference_loss import SURROGATES
-from policy_split_kernels.rows import token_vector
+from policy_split_kernels.rows import rows_lie_apart, token_vector
 from torch import Tensor
 
 from .loss_weights import token_weights
@@ -32,13 +32,12 @@ def check_settings(
         raise ValueError(f"clip_delta must be above 1 + clip_high = {1 + clip_high}, got {clip_delta}")
 
 
-def check_inplace(logits: Tensor, rows: Tensor, ratio_level: str) -> None:
+def check_inplace(logits: Tensor, ratio_level: str) -> None:
     if ratio_level == "sequence":
         raise ValueError("inplace_gradient=True forms the gradient in forward; a sequence's ratio is not known there")
     if logits.is_leaf and logits.requires_grad:
         raise ValueError("inplace_gradient=True would overwrite a leaf tensor that requires grad; pass computed logits")
-    copied = logits.stride(-1) != 1 or (logits.dim() > 3 and not logits.is_contiguous())
-    if copied or any(stride == 0 and size > 1 for stride, size in zip(rows.stride(), rows.shape, strict=True)):
+    if not rows_lie_apart(logits):
         raise ValueError(
             f"inplace_gradient=True needs logits whose rows lie apart in memory with a contiguous vocabulary; "
             f"got shape {tuple(logits.shape)} with strides {logits.stride()}"

@@ -36,7 +36,7 @@ TABLE = {
         ("clip_keeps_its_gradient", "torch.where(clipped, 0.0, ratio * advantages)", "ratio * advantages", LITERAL),
         ("clip_delta_ignored", "ratio if clip_delta is None else", "ratio if True else", LITERAL),
         ("k3_sign", "-grad_kl - (ref_logprobs", "-grad_kl + (ref_logprobs", LITERAL),
-        ("k3_gradient_sign", "+ scaled(kl_coef, grad_kl))", "- scaled(kl_coef, grad_kl))", LITERAL),
+        ("k3_gradient_sign", "-grad_objective + grad_penalty", "-grad_objective - grad_penalty", LITERAL),
         ("entropy_bonus_sign", "grad_entropy = -weights", "grad_entropy = weights", LITERAL),
         ("weight_missing", "grad_logprobs = weights * (", "grad_logprobs = (", LITERAL),
         ("cispo_not_detached", "logprobs), clip_objective, (", "logprobs), clip_objective * (1 + logprobs), (", LOSS),

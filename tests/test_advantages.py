@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from worked_example import MASK, REWARDS, rows
 
 from policy_split import advantages as module
 from policy_split.advantages import bonus_statistics, dual_mode_advantages
@@ -34,19 +35,6 @@ ZERO = [0.0] * 5
 E2, E4 = 0.1353352832366127, 0.01831563888873418  # exp(-2), exp(-4)
 
 
-def rows(normal: list[float], high: list[float], fill: float = 0.0) -> Tensor:
-    (nc0, nc1, nd, na, nb), (hc0, hc1, hd, ha, hb) = normal, high
-    values = [
-        [na, fill], [nb, fill],  # prompt N, response N
-        [hc0, hc1], [hd, fill],  # prompt H, response H
-        [nc0, nc1], [nd, fill],  # prompt N, response H
-        [ha, fill], [hb, fill],  # prompt H, response N
-    ]  # fmt: skip
-    return torch.tensor(values, dtype=torch.float64)
-
-
-REWARDS = torch.tensor([0.0, 0, 0, 4, 0, 4, 0, 0])
-MASK = rows([1] * 5, [1] * 5).bool()
 LOGPROBS = rows([-x for x in S_NORMAL], [-x for x in S_HIGH], fill=math.nan)
 EXAMPLE = {"num_prompts": 1, "num_generations": 2, "alpha": 0.75}
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import tiny
 import torch
+from worked_example import MASK, REWARDS, rows
 
 from policy_split.advantages import bonus_statistics, dual_mode_advantages
 from policy_split.evaluate import evaluate_modes
@@ -28,19 +29,6 @@ ENTROPY_HIGH, DIVERGENCE_HIGH = [0, 5, 4.5, 3, 2], [4, 4, 2, 8, 4]
 ZERO = [0.0] * 5
 
 
-def rows(normal, high, fill=0.0):
-    (nc0, nc1, nd, na, nb), (hc0, hc1, hd, ha, hb) = normal, high
-    values = [
-        [na, fill], [nb, fill],  # prompt N, response N
-        [hc0, hc1], [hd, fill],  # prompt H, response H
-        [nc0, nc1], [nd, fill],  # prompt N, response H
-        [ha, fill], [hb, fill],  # prompt H, response N
-    ]  # fmt: skip
-    return torch.tensor(values, dtype=torch.float64)
-
-
-REWARDS = torch.tensor([0.0, 0, 0, 4, 0, 4, 0, 0])
-MASK = rows([1] * 5, [1] * 5).bool()
 LOGPROBS = torch.where(MASK, -1.0 - torch.arange(16.0, dtype=torch.float64).view(8, 2), math.nan)  # no part of b
 EXACT = {
     "surprise": rows(ENTROPY_NORMAL, ENTROPY_HIGH, fill=math.nan),

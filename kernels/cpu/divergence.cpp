@@ -33,8 +33,8 @@ void write(const Matrix<Row>& a, const Matrix<Row>& b, int64_t n, const RowDiver
   auto* grad_b = b.m.grad_logits ? b.grad(n) : nullptr;
   if (up.kl_ab != 0 || up.kl_ba != 0) {
     gradient(a.row(n), b.row(n), grad_a, grad_b, a.m.vocabulary, inverse_temperature, from, up);
-  } else {  // each entropy by itself: a NaN in the other row, or where nothing comes from above, is none of its
-            // business
+  } else {
+    // Each entropy by itself, where something comes from above: a NaN in the other row is none of its business.
     const RowDivergence of_a = {0, 0, from.a, from.a}, of_b = {0, 0, from.b, from.b};
     up.entropy_a == 0 ? a.zero_gradient(n)
                       : gradient(a.row(n), a.row(n), grad_a, nullptr, a.m.vocabulary, inverse_temperature, of_a, up);

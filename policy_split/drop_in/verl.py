@@ -3,7 +3,7 @@
 import torch
 from policy_split_kernels import ops
 from policy_split_kernels.logprobs import logprobs_and_entropy
-from policy_split_kernels.rows import as_rows, inverse_temperature_vector, target_vector
+from policy_split_kernels.rows import as_rows, inverse_temperature_vector, rows_lie_apart, target_vector
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -42,9 +42,7 @@ def entropy_from_logits(
 def _may_be_overwritten(logits: Tensor) -> bool:
     """Not a leaf's memory, and no element of it twice."""
     owner = logits if logits._base is None else logits._base
-    if owner.is_leaf or logits.stride(-1) != 1 or (logits.dim() > 3 and not logits.is_contiguous()):
-        return False
-    return all(stride > 0 or size == 1 for stride, size in zip(logits.stride(), logits.shape, strict=True))
+    return not owner.is_leaf and rows_lie_apart(logits)
 
 
 class _InplaceBackward(torch.autograd.Function):
