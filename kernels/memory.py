@@ -1,54 +1,63 @@
-"""Memory of large CPU gradients, kept from one step to the next as a GPU's caching allocator does.
+"""Memory of large CPU tensors, kept from one step to the next as a GPU's caching allocator does.
 
 The C library gives a freed block of this size back to the operating system, and faulting its pages in again costs more
-than computing the gradient in it. One block, the last that was freed, waits for the next gradient.
+than computing a gradient in it. The blocks that were freed last wait for the next step: two of them, for the logits and
+the weight gradient of an LM head, or the two gradients of a divergence.
 """
 
 import mmap
 import threading
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 SMALLEST = 32 << 20  # bytes; below it the C library keeps memory itself
+KEPT_BLOCKS = 2
 _lock = threading.RLock()  # a collection inside the lock may free a gradient
-_kept: mmap.mmap | None = None
+_kept: list[mmap.mmap] = []  # the last freed is the last
 
 
 def empty_like_dense(x: Tensor) -> Tensor:
-    """torch.empty of the shape, dtype and device of x, contiguous; from the kept block where there is one that fits."""
-    nbytes = x.numel() * x.element_size()
-    if x.device.type != "cpu" or nbytes < SMALLEST:
-        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    """`empty_dense` of the shape, dtype and device of x."""
+    return empty_dense(x.shape, x.dtype, x.device)
+
+
+def empty_dense(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """torch.empty, contiguous; from a kept block where there is one that fits."""
+    shape = torch.Size(shape)
+    nbytes = shape.numel() * dtype.itemsize
+    if device.type != "cpu" or nbytes < SMALLEST:
+        return torch.empty(shape, dtype=dtype, device=device)
     block = _take(nbytes)
     view = memoryview(block)
     # The storage holds the view, and nobody else does: when it goes, the last tensor on this memory has gone.
     weakref.finalize(view, _keep, block).atexit = False
-    flat = torch.frombuffer(view, dtype=x.dtype, count=x.numel())
-    return flat.view(x.shape)
+    return torch.frombuffer(view, dtype=dtype, count=shape.numel()).view(shape)
 
 
 def free_memory() -> None:
-    """Give the kept block back to the operating system; gradients that are in use are not touched."""
-    global _kept
+    """Give the kept blocks back to the operating system; tensors that are in use are not touched."""
     with _lock:
-        _kept = None
+        _kept.clear()
 
 
 def kept_bytes() -> int:
-    """Size of the block that waits for the next large gradient."""
+    """Size of the blocks that wait for the next large tensors."""
     with _lock:
-        return 0 if _kept is None else len(_kept)
+        return sum(map(len, _kept))
 
 
 def _take(nbytes: int) -> mmap.mmap:
-    global _kept
     with _lock:
-        block, _kept = _kept, None
-    # A block much too large is let go: memory in use stays what the gradient needs.
-    if block is not None and nbytes <= len(block) <= 1.25 * nbytes:
-        return block
+        # A block much too large is not used: memory in use stays what is needed.
+        fitting = [block for block in _kept if nbytes <= len(block) <= 1.25 * nbytes]
+        nearest = min(fitting or _kept, key=lambda block: abs(len(block) - nbytes), default=None)
+        if nearest is not None:
+            _kept.remove(nearest)  # one that does not fit is let go: the new block takes its place
+        if fitting:
+            return nearest
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return mmap.mmap(-1, nbytes)
     block = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has no huge pages
@@ -57,6 +66,6 @@ def _take(nbytes: int) -> mmap.mmap:
 
 
 def _keep(block: mmap.mmap) -> None:
-    global _kept
     with _lock:
-        _kept = block
+        _kept.append(block)
+        del _kept[:-KEPT_BLOCKS]

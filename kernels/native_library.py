@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .reference import IGNORE_INDEX, statistics_dtype
 
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _FOLDER = Path(__file__).parent
 

@@ -9,7 +9,10 @@ The other backends (`native`, `triton_logits`) define functions of the same name
 The distribution of a row is softmax(x * inverse_temperature), where x is the logit z, or softcap * tanh(z / softcap),
 and -inf wherever `keep_mask (B, T, V)` bool is False. An infinite logit stays infinite under a softcap.
 A row whose mask is False or whose target is IGNORE_INDEX is not read: its outputs and its gradient are 0.
-A target outside the vocabulary raises IndexError on a CPU and makes its row NaN on a GPU (a check would synchronise).
+A row whose target is ELSEWHERE (in a part of the vocabulary that another process holds, `vocab_parallel`) is read; its
+log-prob is 0, also in `dual_mode_loss`, which is never called so, and no element of its gradient is that of a target.
+Any other target outside the vocabulary raises IndexError on a CPU and makes its row NaN on a GPU (a check would
+synchronise).
 """
 
 import torch
@@ -18,6 +21,7 @@ from torch import Tensor
 from .reference_loss import LossRows, RowStatistics, loss_of_statistics
 
 IGNORE_INDEX = -100
+ELSEWHERE = torch.iinfo(torch.int64).min
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -34,12 +38,12 @@ def logprobs_entropy(
 ) -> RowStatistics:
     """Log-probability of the target and entropy of each row: one read of the logits."""
     valid = valid_rows(targets, mask)
-    index, in_range = _gather_index(targets, valid, logits.shape[-1])
+    index, here, in_range = _gather_index(targets, valid, logits.shape[-1])
     d, row_max = shifted_rows(transformed(logits, valid, softcap, keep_mask), inverse_temperature)
     e = d.exp()
     total = e.sum(-1)
     log_sum = total.log()
-    logprobs = d.gather(-1, index[:, None]).squeeze(-1) - log_sum
+    logprobs = torch.where(here, d.gather(-1, index[:, None]).squeeze(-1) - log_sum, 0.0)
     entropy = log_sum - zero_at_minus_inf(d, e * d).sum(-1) / total
     statistics = RowStatistics(logprobs, entropy, row_max, log_sum)
     statistics = [torch.where(in_range, x, torch.nan) for x in statistics]
@@ -62,13 +66,13 @@ def logprobs_entropy_gradient(
 ) -> None:
     """Gradient of both statistics with respect to the logits: one read, one write."""
     valid = valid_rows(targets, mask)
-    index, in_range = _gather_index(targets, valid, logits.shape[-1])
+    index, here, in_range = _gather_index(targets, valid, logits.shape[-1])
     x = transformed(logits, valid, softcap, keep_mask)
     d, _ = shifted_rows(x, inverse_temperature, row_max)
     log_p = d - log_sum[:, None]
     p = log_p.exp()
     to_entropy = zero_at_minus_inf(log_p, p * (log_p + entropy[:, None]))
-    to_target = torch.zeros_like(p).scatter_(-1, index[:, None], 1.0) - p
+    to_target = torch.zeros_like(p).scatter_(-1, index[:, None], here[:, None].to(p.dtype)) - p
     grad = grad_logprobs[:, None] * to_target - grad_entropy[:, None] * to_entropy
     grad = grad * inverse_temperature[:, None]
     if softcap is not None:
@@ -144,12 +148,14 @@ def valid_rows(targets: Tensor, mask: Tensor | None) -> Tensor:
     return valid if mask is None else valid & mask
 
 
-def _gather_index(targets: Tensor, valid: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
-    in_range = ~valid | ((targets >= 0) & (targets < vocabulary))
+def _gather_index(targets: Tensor, valid: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
+    """An index that can be gathered, whether it is the target's, and whether the row's target is a legal one."""
+    here = valid & (targets >= 0) & (targets < vocabulary)
+    in_range = ~valid | here | (targets == ELSEWHERE)
     if targets.device.type == "cpu" and not in_range.all():
         row = int((~in_range).nonzero()[0])
         raise target_out_of_range(row, int(targets[row]), vocabulary)
-    return torch.where(valid & in_range, targets, 0), in_range
+    return torch.where(here, targets, 0), here, in_range
 
 
 def target_out_of_range(row: int, target: int, vocabulary: int) -> IndexError:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .reference import statistics_dtype
+from .reference import statistics_dtype, valid_rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -82,6 +82,12 @@ def inverse_temperature_vector(temperature: float | Tensor, logits: Tensor) -> T
     if temperature.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((temperature > 0).all()):
         raise ValueError(f"temperature must be > 0 in every row, got {float(temperature.min())}")
     return temperature.to(dtype).reciprocal()
+
+
+def mean_weights(targets: Tensor, mask: Tensor | None, logits: Tensor) -> Tensor:
+    """1 / number of valid rows, for each of them: (N,)."""
+    valid, dtype = valid_rows(targets, mask), statistics_dtype(logits.dtype)
+    return valid.sum().clamp(min=1).to(dtype).reciprocal().expand(targets.shape).contiguous()
 
 
 def softcap_value(softcap: float | None) -> float | None:

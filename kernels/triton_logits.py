@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .reference import IGNORE_INDEX, LossRows, RowStatistics, statistics_dtype
+from .reference import ELSEWHERE, IGNORE_INDEX, LossRows, RowStatistics, statistics_dtype
 from .triton_launch import (
     STATISTICS_THREADS,
     STREAMING_THREADS,
@@ -28,16 +28,19 @@ from .triton_rows import row_statistics, write_row_gradient
 from .triton_tiles import fill_row, row_offset, scale_row
 
 _IGNORED = tl.constexpr(IGNORE_INDEX)
+_ELSEWHERE = tl.constexpr(ELSEWHERE)
+_BAD_TARGET = tl.constexpr(-1)
 
 
 @triton.jit
 def _row_target(n, targets_ptr, mask_ptr, V: tl.constexpr):
-    """Target of row n and whether the row counts; a target outside the vocabulary becomes -1."""
+    """Target of row n and whether the row counts; ELSEWHERE becomes -2, any other that is no column _BAD_TARGET."""
     target = tl.load(targets_ptr + n)
     valid = target != _IGNORED
     if mask_ptr is not None:
         valid = valid & (tl.load(mask_ptr + n) != 0)
-    return tl.where((target >= 0) & (target < V), target, -1).to(tl.int32), valid
+    other = tl.where(target == _ELSEWHERE, -2, _BAD_TARGET)
+    return tl.where((target >= 0) & (target < V), target, other).to(tl.int32), valid
 
 
 @triton.jit
@@ -65,7 +68,7 @@ def logprobs_entropy_kernel(
     entropy = value
     row_max = value
     log_sum = value
-    if valid & (target >= 0):
+    if valid & (target != _BAD_TARGET):
         row_ptr = logits_ptr + row_offset(n, T, stride_logits_b, stride_logits_t, VEC)
         transform = _row_transform(n, T, softcap, CAPPED, keep_ptr, stride_keep_b, stride_keep_t, VEC)
         logprob, entropy, row_max, log_sum = row_statistics(
@@ -88,7 +91,7 @@ def logprobs_entropy_gradient_kernel(
     n = tl.program_id(0)
     target, valid = _row_target(n, targets_ptr, mask_ptr, V)
     grad_row_ptr = grad_ptr + row_offset(n, T, stride_grad_b, stride_grad_t, VEC)
-    if valid & (target >= 0):
+    if valid & (target != _BAD_TARGET):
         write_row_gradient(
             logits_ptr + row_offset(n, T, stride_logits_b, stride_logits_t, VEC), grad_row_ptr,
             _row_transform(n, T, softcap, CAPPED, keep_ptr, stride_keep_b, stride_keep_t, VEC), target,
@@ -126,7 +129,7 @@ def dual_mode_loss_kernel(
         log_sum = value
         grad_logprob = value
         grad_entropy = value
-        readable = valid & (target >= 0)
+        readable = valid & (target != _BAD_TARGET)
         row_ptr = logits_ptr + row_offset(n, T, stride_logits_b, stride_logits_t, VEC)
         transform = _row_transform(n, T, softcap, CAPPED, keep_ptr, stride_keep_b, stride_keep_t, VEC)
         if readable:

@@ -100,7 +100,7 @@ def row_statistics(
     target_x = load_target_x(row_ptr, transform, target, inverse_temperature.dtype)
     row_max, total, moment = _row_sums(row_ptr, transform, inverse_temperature * LOG2E, V, DEPTH, LANES, VEC)
     row_max, log_sum = settled(row_max, total)
-    logprob = (target_x - row_max) * inverse_temperature - log_sum
+    logprob = tl.where(target >= 0, (target_x - row_max) * inverse_temperature - log_sum, 0.0)
     entropy = log_sum - moment / total * LN2
     return logprob, entropy, row_max, log_sum
 
@@ -176,5 +176,5 @@ def write_row_gradient(
         target_x, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy, transform[0]
     )
     if transform[1] is not None:
-        at_target = tl.where(tl.load(transform[1] + target) != 0, at_target, 0.0 * at_target)
-    tl.store(grad_ptr + target, at_target.to(grad_ptr.dtype.element_ty))
+        at_target = tl.where(tl.load(transform[1] + tl.maximum(target, 0)) != 0, at_target, 0.0 * at_target)
+    tl.store(grad_ptr + target, at_target.to(grad_ptr.dtype.element_ty), mask=target >= 0)

@@ -138,7 +138,9 @@ def load_x(
 
 @triton.jit
 def load_target_x(row_ptr, transform, target, dtype: tl.constexpr):
+    """x of the target; of some column where the target is none (below 0)."""
     softcap, keep_ptr = transform
+    target = tl.maximum(target, 0)
     keep = None if keep_ptr is None else tl.load(keep_ptr + target) != 0
     return _transformed(tl.load(row_ptr + target).to(dtype), keep, softcap)
 

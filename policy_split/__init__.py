@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 from policy_split_kernels.backends import get_backend, set_backend
 from policy_split_kernels.divergence import ModeDivergence, mode_divergence
+from policy_split_kernels.linear import TokenLossOutput, linear_logprobs_and_entropy, linear_token_loss
 from policy_split_kernels.logprobs import LogprobsAndEntropy, logprobs_and_entropy
 
 from .advantages import dual_mode_advantages
 from .filtering import sampling_mask
+from .linear_loss import linear_dual_mode_loss
 from .loss import DualModeLoss, DualModeLossOutput, dual_mode_loss
 from .loss_weights import token_weights
 
@@ -27,10 +29,14 @@ __all__ = [
     "ModeDivergence",
     "PolicySplitConfig",
     "PolicySplitTrainer",
+    "TokenLossOutput",
     "dual_mode_advantages",
     "dual_mode_loss",
     "evaluate_modes",
     "get_backend",
+    "linear_dual_mode_loss",
+    "linear_logprobs_and_entropy",
+    "linear_token_loss",
     "logprobs_and_entropy",
     "mode_divergence",
     "sampling_mask",

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch.distributed as dist
 from policy_split_kernels import autograd
+from policy_split_kernels.reference import valid_rows
 from policy_split_kernels.rows import (
     as_rows,
     float_vector,
@@ -13,7 +15,8 @@ from policy_split_kernels.rows import (
     softcap_value,
     target_vector,
 )
-from policy_split_kernels.sequence_loss import sequence_loss_rows
+from policy_split_kernels.vector_loss import vector_loss_rows
+from policy_split_kernels.vocab_parallel import statistics_of_rows
 from torch import Tensor, nn
 
 from .loss_arguments import check_inplace, check_settings, coefficients, normaliser, number_of_modes
@@ -52,6 +55,7 @@ def dual_mode_loss(
     clip_delta: float | None = None,
     sampler_cap: float = 2.0,
     inplace_gradient: bool = False,
+    process_group: "dist.ProcessGroup | None" = None,
 ) -> DualModeLossOutput:
     """Policy loss of a batch whose tokens belong to different modes, with its gradient formed in the same pass.
 
@@ -78,6 +82,9 @@ def dual_mode_loss(
     Tokens whose mask is 0 or whose target is -100 are not read and count for nothing.
     `inplace_gradient=True` writes the gradient over the logits, which are then gone: no other N x V memory is used,
     and a second backward raises RuntimeError.
+    `process_group` splits the vocabulary over its processes, as in `logprobs_and_entropy`: logits and keep_mask are
+    this process's columns, all else is the same in every process, the results, too; each forms the gradient of its own
+    columns, in backward, which reads them a second time.
     Raises TypeError, ValueError or IndexError that name the offending argument, shape or value.
     Source: arXiv 2604.11510 section 3; clip arXiv 1707.06347 eq. 7; CISPO arXiv 2506.13585 eq. 4; sequence ratio arXiv
     2507.18071 eq. 5; clip_delta arXiv 1912.09729; k3 estimator http://joschu.net/blog/kl-approx.html.
@@ -85,7 +92,7 @@ def dual_mode_loss(
     check_settings(surrogate, ratio_level, clip_low, clip_high, clip_delta, sampler_cap)
     rows = as_rows(logits)
     if inplace_gradient:
-        check_inplace(logits, ratio_level)
+        check_inplace(logits, ratio_level, process_group)
     target, valid = target_vector(targets, logits), mask_vector(mask, logits)
     if weights is None:
         weight = normaliser(target, valid, logits, loss_type, max_completion_length)
@@ -93,12 +100,14 @@ def dual_mode_loss(
         raise ValueError("weights and loss_type are two answers to one question; give one of them")
     else:
         weight = float_vector("weights", weights, logits)
-    arguments = (
+    distribution = (
         target,
         inverse_temperature_vector(temperature, logits),
         valid,
         softcap_value(softcap),
         keep_rows(keep_mask, logits),
+    )
+    tokens = (
         float_vector("advantages", advantages, logits),
         float_vector("old_logprobs", old_logprobs, logits),
         float_vector("ref_logprobs", ref_logprobs, logits),
@@ -111,10 +120,12 @@ def dual_mode_loss(
         None if clip_delta is None else float(clip_delta),
         float(sampler_cap),
     )
-    if ratio_level == "sequence":
-        out = sequence_loss_rows(rows, *arguments, length=rows.shape[1])
+    if process_group is None and ratio_level == "token":
+        out = autograd.loss_rows(rows, *distribution, *tokens, inplace_gradient=inplace_gradient)
     else:
-        out = autograd.loss_rows(rows, *arguments, inplace_gradient=inplace_gradient)
+        statistics = statistics_of_rows(rows, *distribution, process_group)
+        length = rows.shape[1] if ratio_level == "sequence" else 1
+        out = vector_loss_rows(statistics, valid_rows(target, valid), length, *tokens)
     return DualModeLossOutput(out[0].sum(), *(x.detach().view(targets.shape) for x in out[1:5]))
 
 
@@ -137,6 +148,7 @@ class DualModeLoss(nn.Module):
         clip_delta: float | None = None,
         sampler_cap: float = 2.0,
         inplace_gradient: bool = False,
+        process_group: "dist.ProcessGroup | None" = None,
     ):
         super().__init__()
         settings = dict(locals())

@@ -32,9 +32,11 @@ def check_settings(
         raise ValueError(f"clip_delta must be above 1 + clip_high = {1 + clip_high}, got {clip_delta}")
 
 
-def check_inplace(logits: Tensor, ratio_level: str) -> None:
+def check_inplace(logits: Tensor, ratio_level: str, process_group: object) -> None:
     if ratio_level == "sequence":
         raise ValueError("inplace_gradient=True forms the gradient in forward; a sequence's ratio is not known there")
+    if process_group is not None:
+        raise ValueError("inplace_gradient=True forms the gradient in forward; with a process_group backward does")
     if logits.is_leaf and logits.requires_grad:
         raise ValueError("inplace_gradient=True would overwrite a leaf tensor that requires grad; pass computed logits")
     if not rows_lie_apart(logits):

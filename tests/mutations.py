@@ -27,6 +27,8 @@ MASKED = ("test_peer_mistakes.py test_ignored",)
 INFINITE = ("test_peer_mistakes.py test_zero_times",)
 TAIL = ("test_peer_mistakes.py test_vocabularies",)
 EDGES = ("test_edges.py moves_by_more or enormous or payload or not_moved",)
+PARTS = ("test_vocab_parallel.py test_parts_add_up",)
+ELSEWHERE = ("test_vocab_parallel.py TestTargetElsewhere",)
 UPSTREAM = ("test_peer_handling.py test_every_token",)
 
 TABLE = {
@@ -46,7 +48,7 @@ TABLE = {
     "reference.py": [
         ("entropy_gradient_sign", "- grad_entropy[:, None] * to", "+ grad_entropy[:, None] * to", STATISTICS),
         ("entropy_missing_in_its_gradient", "p * (log_p + entropy[:, None])", "p * log_p", STATISTICS),
-        ("p_missing_at_the_target", "1.0) - p\n", "1.0)\n", STATISTICS),
+        ("p_missing_at_the_target", "to(p.dtype)) - p\n", "to(p.dtype))\n", STATISTICS),
         ("inverse_temperature_missing", "grad = grad * inverse_temperature[:, None]", "pass", STATISTICS),
         ("mask_missing_in_gradient", "grad = torch.where(valid[:, None], grad, 0.0)", "pass", STATISTICS),
         ("mask_missing_in_statistics",
@@ -56,6 +58,8 @@ TABLE = {
         ("keep_mask_missing_in_gradient",
          "grad = torch.where(keep_mask.reshape(grad.shape), grad, 0.0 * grad)", "pass", EDGES),
         ("zero_times_infinity", "return torch.where(log_p == -torch.inf, 0.0, x)", "return x", INFINITE),
+        ("elsewhere_in_the_gradient", "here[:, None].to(p.dtype)", "1.0", ELSEWHERE),
+        ("elsewhere_in_the_logprob", "torch.where(here, d.gather(", "torch.where(valid, d.gather(", ELSEWHERE),
     ],
     "reference_divergence.py": [
         ("directions_swapped",
@@ -64,10 +68,16 @@ TABLE = {
         ("mean_missing_in_gradient", "own - other - infinite[:, None]", "own - other", DIVERGENCE),
         ("other_side_sign", "p - other.exp()", "other.exp() - p", DIVERGENCE),
     ],
-    "sequence_loss.py": [
+    "vector_loss.py": [
         ("mean_over_all_rows", "valid.view(-1, length).sum(-1, keepdim=True).clamp(min=1)", "length", LOSS),
         ("gradient_not_shared",
          "shared = _sequence_mean(to_ratio * upstream, valid, ctx.length)", "shared = to_ratio * upstream", LOSS),
+    ],
+    "vocab_parallel.py": [
+        ("part_without_its_temperature", "(own_max - row_max) * inverse", "(own_max - row_max) * 0 + inverse", PARTS),
+        ("moment_of_the_part_alone", "part * (log_part - entropy)", "part * (log_sum - entropy)", PARTS),
+        ("target_of_the_part_alone", "here, logprobs + log_part", "here, logprobs + log_sum", PARTS),
+        ("part_of_minus_infinity", "torch.where(nothing_finite, at_minus_inf, sums)", "sums", PARTS),
     ],
     "autograd.py": [
         ("upstream_gradient_ignored", "ops.scale_rows_(formed, grad_losses.contiguous())", "pass", UPSTREAM),
@@ -91,6 +101,8 @@ TABLE = {
         ("moment_not_moved", "factor * (weighted + by * sum)", "factor * weighted", TAIL),
         ("last_part_lost", "if (i < end) add(0, row.part(i, end - i));", "", TAIL),
         ("zero_times_infinity", "factor == 0 ? 0 : factor * (weighted", "factor * (weighted", EDGES),
+        ("elsewhere_in_the_logprob", "if (target < 0) return 0;", "if (target < 0) return -log_sum;", ELSEWHERE),
+        ("nan_among_minus_infinity", "std::isnan(sums.sum) && std::isinf", "false && std::isinf", ELSEWHERE),
     ],
     "cpu/logits.h": [
         ("softcap_slope_missing", "g * (Real(1) - t * t)", "g", STATISTICS),
@@ -124,6 +136,7 @@ TABLE = {
         ("entropy_missing_in_its_gradient", "(grad_entropy * entropy + grad_logprob)", "grad_logprob", STATISTICS),
         ("inverse_temperature_missing", "tl.exp2(-offset) * inverse_temperature", "tl.exp2(-offset)", STATISTICS),
         ("moment_not_moved", "kept * (lane_moment + shift * lane_sum) + sum", "kept * lane_moment + sum", STATISTICS),
+        ("elsewhere_in_the_logprob", "logprob = tl.where(target >= 0,", "logprob = tl.where(target >= -2,", ELSEWHERE),
     ],
     "triton_tiles.py": [
         ("softcap_slope_missing", "0.0, 1 - t * t)", "0.0, 1 - t * 0)", STATISTICS),

@@ -8,14 +8,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Floors from the ground up; a module imports only from floors below its own.
 KERNELS = [
-    {"reference_loss", "memory", "triton_launch", "triton_tiles", "triton_loss"},
-    {"reference", "triton_rows"},
-    {"reference_divergence", "native_library", "triton_logits", "triton_pairs", "rows"},
+    {"reference_loss", "memory", "dtensor", "outside_graphs", "triton_launch", "triton_tiles", "triton_loss"},
+    {"reference", "vector_loss", "triton_rows"},
+    {"reference_divergence", "native_library", "triton_logits", "triton_pairs", "rows", "linear_products"},
     {"native", "native_divergence", "triton_divergence"},
     {"backends"},
     {"ops"},
-    {"autograd", "sequence_loss"},
-    {"logprobs", "divergence"},
+    {"autograd"},
+    {"vocab_parallel"},
+    {"logprobs", "divergence", "linear_chunks"},
+    {"linear_losses", "linear_autograd"},
+    {"linear_arguments"},
+    {"linear"},
 ]
 PACKAGE = [
     {
@@ -31,6 +35,7 @@ PACKAGE = [
     },
     {"config", "countdown", "plot", "math_reward", "loss_arguments"},
     {"loss", "data", "models", "launch", "regularizer"},
+    {"linear_loss"},
     {"sampling"},
     {"rollout"},
     {"metrics", "runlog"},

@@ -3,13 +3,16 @@
 
 #include <cstdint>
 
-#define PS_INTERFACE_VERSION 2
+#define PS_INTERFACE_VERSION 3
 
 #define PS_PUBLIC __attribute__((visibility("default")))
 
 extern "C" {
 
 enum PsDtype { PS_FLOAT32 = 0, PS_BFLOAT16 = 1, PS_FLOAT16 = 2, PS_FLOAT64 = 3 };
+
+// reference.ELSEWHERE: the target of a row that counts, whose target is in no column of this matrix.
+constexpr int64_t PS_ELSEWHERE = INT64_MIN;
 
 // Row n lies at (n / rows_per_batch) * stride_b + (n % rows_per_batch) * stride_t elements; its vocabulary is
 // contiguous. Vectors (N,) are double for PS_FLOAT64 and float otherwise; a stride of 0 repeats one number.

@@ -37,7 +37,7 @@ struct Matrix {
 
   int64_t first_bad_target() const {
     for (int64_t n = 0; n < m.rows; ++n)
-      if (!ignored(n) && (m.targets[n] < 0 || m.targets[n] >= m.vocabulary)) return n;
+      if (!ignored(n) && m.targets[n] != PS_ELSEWHERE && (m.targets[n] < 0 || m.targets[n] >= m.vocabulary)) return n;
     return -1;
   }
 

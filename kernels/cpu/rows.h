@@ -37,8 +37,10 @@ struct Sums {
   }
 };
 
+// A target below 0 is in none of the row's columns, once `first_bad_target` has found nothing: its log-prob is 0.
 template <typename Row>
 double target_logprob(const Row& row, int64_t target, double inverse_temperature, double max, double log_sum) {
+  if (target < 0) return 0;
   return (row.one(target) - max) * inverse_temperature - log_sum;
 }
 
@@ -113,7 +115,9 @@ Sums row_sums(const Row& row, int64_t count, double scale) {
 
 template <typename Row>
 RowStatistics row_statistics(const Row& row, int64_t count, int64_t target, double inverse_temperature) {
-  const Sums sums = row_sums(row, count, inverse_temperature * log2_e);
+  Sums sums = row_sums(row, count, inverse_temperature * log2_e);
+  // The largest of a row of NaN and -inf: -inf is for rows that hold nothing else.
+  if (std::isnan(sums.sum) && std::isinf(sums.top) && sums.top < 0) sums.top = std::numeric_limits<double>::quiet_NaN();
   const double log_sum = std::log(sums.sum);  // a row that is all -inf becomes NaN through -inf - -inf below
   const double logprob = target_logprob(row, target, inverse_temperature, sums.top, log_sum);
   return {sums.top, log_sum - ln_2 * sums.weighted / sums.sum, logprob, log_sum};
@@ -128,8 +132,9 @@ void row_gradient(const Row& row, typename Row::Element* grad, int64_t count, in
   using Real = typename Row::Real;
   constexpr int width = lanes<Real>;
   const double log_p = from.logprob, p = std::exp(log_p), surprise = p == 0 ? 0.0 : p * (log_p + from.entropy);
-  const double at_target =
-      row.slope_one(target) * inverse_temperature * (grad_logprob * (1 - p) - grad_entropy * surprise);
+  const bool target_here = target >= 0;
+  const double slope_at_target = target_here ? row.slope_one(target) : 0;
+  const double at_target = slope_at_target * inverse_temperature * (grad_logprob * (1 - p) - grad_entropy * surprise);
   const double unit = inverse_temperature / std::exp(from.log_sum);
   auto all = [](double x) { return splat<Real>(std::isnan(x) ? std::numeric_limits<Real>::quiet_NaN() : Real(x)); };
   const Vector<Real> slope = all(-grad_entropy * ln_2 * unit);
@@ -148,7 +153,7 @@ void row_gradient(const Row& row, typename Row::Element* grad, int64_t count, in
     }
   for (; i + width <= count; i += width) store(grad + i, gradient(row.at(i)));
   if (i < count) store_part(grad + i, count - i, gradient(row.part(i, count - i)));
-  store_one(grad + target, at_target);
+  if (target_here) store_one(grad + target, at_target);
 }
 
 }  // namespace policy_split

@@ -1,25 +1,24 @@
-"""The policy loss whose ratio belongs to a whole sequence (GSPO, arXiv 2507.18071): two reads of the logits, one write.
+"""The policy loss of statistics that are known already: mathematics on vectors (N,) alone, differentiable in them.
 
-No token's gradient is known before the log-probs of its whole sequence are, so the statistics come first, then the
-mathematics below on vectors, and the gradient of the logits in backward.
+For what cannot form the gradient of the logits while it reads them: a ratio that belongs to a whole sequence (GSPO,
+arXiv 2507.18071), where no token's gradient is known before the log-probs of its whole sequence are, and a vocabulary
+that is split over processes.
 """
 
 import torch
 from torch import Tensor
 
-from . import ops
-from .reference import valid_rows
-from .reference_loss import token_losses
+from .reference_loss import RowStatistics, token_losses
 
 
-def sequence_loss_rows(logits: Tensor, *arguments, length: int) -> tuple[Tensor, ...]:
-    """(losses, logprobs, entropy, kl, clipped), (N,) each, of arguments as `reference.dual_mode_loss` has them.
+def vector_loss_rows(statistics: RowStatistics, valid: Tensor, length: int, *arguments) -> tuple[Tensor, ...]:
+    """(losses, logprobs, entropy, kl, clipped), (N,) each; arguments are those of `reference_loss.loss_of_statistics`.
 
-    Each `length` rows are one sequence. The losses are differentiable in logits, the rest is detached.
+    Each `length` rows are one sequence, which has one ratio; length 1 is the loss of single tokens. Rows that are not
+    `valid` (N,) count for nothing. The losses are differentiable in logprobs and entropy, the rest is detached.
     """
-    targets, _, mask, *_ = arguments
-    logprobs, entropy, _, _ = ops.logprobs_entropy(logits, *arguments[:5])
-    losses, kl, clipped = _Losses.apply(logprobs, entropy, valid_rows(targets, mask), max(1, length), *arguments[5:])
+    logprobs, entropy, *_ = statistics
+    losses, kl, clipped = _Losses.apply(logprobs, entropy, valid, max(1, length), *arguments)
     return losses, logprobs.detach(), entropy.detach(), kl, clipped
 
 

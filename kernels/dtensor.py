@@ -1,0 +1,75 @@
+"""Sharded weights of an LM head: DTensors as FSDP2 and tensor parallelism make them, to plain tensors."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def plain_tensors(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, process_group: object | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """hidden, weight and bias without DTensors, differentiable.
+
+    weight and bias without a process_group: gathered, and their gradients averaged over the mesh, whose ranks have
+    tokens of their own. With one: this rank's rows, which must lie along it. ValueError for any other placement.
+    """
+    if not any(map(_is_dtensor, (hidden, weight, bias))):
+        return hidden, weight, bias
+    if _is_dtensor(hidden):
+        if not all(placement.is_replicate() for placement in hidden.placements):
+            raise ValueError(
+                f"hidden is a DTensor with placements {hidden.placements}; pass each rank's own tokens as a plain "
+                f"tensor (hidden.to_local()), or a replicated one"
+            )
+        hidden = hidden.to_local()
+    if process_group is None:
+        return hidden, *(_gathered(name, x) for name, x in (("weight", weight), ("bias", bias)))
+    return hidden, *(_own_rows(name, x, process_group) for name, x in (("weight", weight), ("bias", bias)))
+
+
+def _is_dtensor(x: Tensor | None) -> bool:
+    if not dist.is_available() or type(x) in (Tensor, torch.nn.Parameter):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(x, DTensor)
+
+
+def _gathered(name: str, x: Tensor | None) -> Tensor | None:
+    """The whole of x; in backward each rank's gradient is its share of a mean, and is sent to where the rows lie."""
+    if not _is_dtensor(x):
+        return x
+    from torch.distributed.tensor import Partial, Replicate
+
+    if any(placement.is_partial() for placement in x.placements):
+        raise ValueError(f"{name} is a DTensor with placements {x.placements}; a partial sum is no weight")
+    mesh = x.device_mesh
+    whole = x.redistribute(placements=[Replicate()] * mesh.ndim)
+    return _Share.apply(whole.to_local(grad_placements=[Partial()] * mesh.ndim), mesh.size())
+
+
+def _own_rows(name: str, x: Tensor | None, process_group: object) -> Tensor | None:
+    if not _is_dtensor(x):
+        return x
+    ranks = dist.get_process_group_ranks(process_group)
+    for dim, placement in enumerate(x.placements):
+        along = dist.get_process_group_ranks(x.device_mesh.get_group(dim)) == ranks
+        if not (placement.is_shard(0) if along else placement.is_replicate()):
+            break
+    else:
+        return x.to_local()
+    raise ValueError(
+        f"{name} is a DTensor with placements {x.placements}; with a process_group its rows must be sharded along that "
+        f"group, Shard(0), and along nothing else"
+    )
+
+
+class _Share(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, ranks):
+        ctx.ranks = ranks
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / ctx.ranks, None

@@ -1,0 +1,122 @@
+"""Log-probs, entropy and losses from hidden states and the LM head's weight: N x V logits never exist at once."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .linear_arguments import linear_call
+from .linear_autograd import linear_loss, linear_statistics
+from .linear_losses import TokenRows
+from .logprobs import LogprobsAndEntropy
+from .outside_graphs import outside_graphs
+from .rows import float_vector, mask_vector, mean_weights, target_vector
+
+
+class TokenLossOutput(NamedTuple):
+    loss: Tensor  # scalar, differentiable
+    losses: Tensor  # (...) detached, weights * loss_fn: the loss is their sum
+    logprobs: Tensor  # (...) detached, nats
+    entropy: Tensor  # (...) detached, nats
+
+
+@outside_graphs
+def linear_logprobs_and_entropy(
+    hidden: Tensor,  # (..., D)
+    weight: Tensor,  # (V, D)
+    targets: Tensor,  # (...)
+    *,
+    bias: Tensor | None = None,  # (V,)
+    temperature: float | Tensor = 1.0,
+    mask: Tensor | None = None,  # (...)
+    softcap: float | None = None,
+    keep_mask: Tensor | None = None,  # (..., V) bool
+    logit_scale: float = 1.0,
+    logits_dtype: torch.dtype | None = None,
+    chunk_bytes: int | None = None,
+    process_group: object | None = None,
+) -> LogprobsAndEntropy:
+    """Log-probability of each target and entropy of each distribution of an LM head, in nats, differentiable.
+
+    The same as::
+
+        logits = logit_scale * torch.nn.functional.linear(hidden, weight, bias)
+        logprobs, entropy = logprobs_and_entropy(logits, targets, temperature=..., mask=..., softcap=..., keep_mask=...)
+
+    without the N x V logits: a chunk of tokens at a time, and once more in backward (four GEMMs in all). A loss that is
+    known token by token is cheaper by `linear_token_loss`.
+    Shapes: hidden `(..., D)`, weight `(V, D)`, bias `(V,)`, of one dtype (float32, bfloat16, float16, float64) unless
+    autocast makes one of them; targets and mask `(...)`; temperature a number or `(...)`. Returns float32 (float64) of
+    shape `(...)`.
+    Tokens whose mask is 0 or whose target is -100 are not computed at all: outputs and gradients are 0, and the cost is
+    that of the others. Their number is read on the host, which waits for a GPU once.
+    The gradients of weight and bias are summed in float32 whatever the dtype, and rounded once. A side that does not
+    require a gradient costs no GEMM.
+    `chunk_bytes` bounds the logits in memory (default 256 MiB on a CPU, 1.25 GiB on a GPU). Less memory is paid with
+    time: every chunk reads and writes the float32 gradient of the weight once, 8 V D bytes, so that a GPU wants 4,096
+    tokens or more in a chunk, while a CPU is content with a few hundred.
+    `logits_dtype=torch.float32` keeps the logits of 16-bit factors unrounded (on a CPU they always are).
+    `logit_scale` multiplies the logits first (Cohere; 1 / logits_scaling of Granite).
+    `process_group`: weight and bias hold this rank's rows of the vocabulary, in rank order and of any sizes; hidden,
+    targets and all else are the same on every rank, and so are the results. The gradient of hidden is all-reduced once.
+    A DTensor weight with a process_group is used in place; without one it is gathered (FSDP: each rank has tokens of
+    its own), and its gradient is the mean over the ranks, as FSDP's is.
+    Raises TypeError, ValueError or IndexError that name the offending argument, shape or value; RuntimeError for
+    create_graph=True.
+    """
+    *call, like = linear_call(
+        hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
+        process_group,
+    )  # fmt: skip
+    return LogprobsAndEntropy(*(x.view(like.shape[:-1]) for x in linear_statistics(*call)))
+
+
+@outside_graphs
+def linear_token_loss(
+    hidden: Tensor,  # (..., D)
+    weight: Tensor,  # (V, D)
+    targets: Tensor,  # (...)
+    loss_fn: Callable[[Tensor, Tensor, Tensor], Tensor],
+    *,
+    weights: Tensor | None = None,  # (...)
+    bias: Tensor | None = None,  # (V,)
+    temperature: float | Tensor = 1.0,
+    mask: Tensor | None = None,  # (...)
+    softcap: float | None = None,
+    keep_mask: Tensor | None = None,  # (..., V) bool
+    logit_scale: float = 1.0,
+    logits_dtype: torch.dtype | None = None,
+    chunk_bytes: int | None = None,
+    process_group: object | None = None,
+) -> TokenLossOutput:
+    """Any loss of each token's log-prob and entropy, from hidden states, at three GEMMs.
+
+    The same as::
+
+        logprobs, entropy = linear_logprobs_and_entropy(hidden, weight, targets, ...)
+        losses = weights * loss_fn(logprobs, entropy, torch.arange(N))  # over the N tokens, flattened
+        loss = losses.sum()
+
+    with the gradients formed in forward, chunk by chunk: two GEMMs where hidden or weight does not require a gradient,
+    one under `torch.no_grad()`. `loss_fn(logprobs (n,), entropy (n,), index (n,))` is called for the tokens of each
+    chunk and returns the n losses; `index` int64 are their places among the N = prod(...) tokens, to look up what else
+    the loss needs: `advantages.flatten()[index]`. It must be made of torch operations, each token's loss of its own
+    numbers alone. `weights` default to 1 / number of valid tokens.
+    Everything else, the other arguments and their errors included, is as in `linear_logprobs_and_entropy`; ValueError
+    if loss_fn returns another shape or uses another tensor that requires grad, whose gradient would be lost. A second
+    backward computes the logits again, and so does every one in float16, whose gradients need the loss scale first.
+    """
+    if not callable(loss_fn):
+        raise TypeError(
+            f"loss_fn must be a function (logprobs, entropy, index) -> losses, got {type(loss_fn).__name__}"
+        )
+    *call, like = linear_call(
+        hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
+        process_group,
+    )  # fmt: skip
+    row_weights = float_vector("weights", weights, like)
+    if row_weights is None:
+        row_weights = mean_weights(target_vector(targets, like), mask_vector(mask, like), like)
+    loss, rows = linear_loss(*call, TokenRows(loss_fn, row_weights))
+    return TokenLossOutput(loss, *(x.view(like.shape[:-1]) for x in (rows.losses, rows.logprobs, rows.entropy)))

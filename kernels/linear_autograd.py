@@ -1,0 +1,119 @@
+"""The backward of the LM head's functions.
+
+A loss forms its gradients in forward, while a chunk's logits are at hand; backward multiplies them by the upstream
+gradient in place and gives them away. A second backward, and every backward of float16 (whose range would lose a small
+gradient before a loss scale reaches it), computes the logits again. So does that of log-probs and entropy.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .autograd import GRADIENT_IN_BACKWARD
+from .linear_chunks import LinearHead, Loss, gradient_pass, loss_pass, statistics_pass
+from .linear_products import Gradients
+from .reference_loss import LossRows
+
+# Of the detached hidden (N, D), weight (V, D) and bias (V,), one call's head.
+MakeHead = Callable[[Tensor, Tensor, Tensor | None], LinearHead]
+
+
+def linear_statistics(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, make_head: MakeHead
+) -> tuple[Tensor, Tensor]:
+    """(logprobs, entropy), (N,) each, differentiable in hidden, weight and bias: one product, three in backward."""
+    if torch.is_grad_enabled():
+        return _Statistics.apply(hidden, weight, bias, make_head)
+    statistics = statistics_pass(make_head(hidden, weight, bias))
+    return statistics.logprobs, statistics.entropy
+
+
+def linear_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, make_head: MakeHead, loss: Loss
+) -> tuple[Tensor, LossRows]:
+    """The sum of the losses (), differentiable in hidden, weight and bias, and the rows (N,) each, detached."""
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias)):
+        total, *rows = _Loss.apply(hidden, weight, bias, make_head, loss)
+        return total, LossRows(*rows)
+    rows, _ = loss_pass(make_head(hidden, weight, bias), loss, (False,) * 3, form=False)
+    return rows.losses.sum(), rows
+
+
+class _Statistics(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, make_head):
+        ctx.set_materialize_grads(False)
+        ctx.make_head = make_head
+        statistics = statistics_pass(make_head(hidden, weight, bias))
+        logprobs, entropy, row_max, log_sum = statistics
+        ctx.save_for_backward(hidden, weight, bias, row_max, log_sum, entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx, grad_logprobs, grad_entropy):
+        if grad_logprobs is None and grad_entropy is None:
+            return None, None, None, None
+        _refuse_second_derivative()
+        hidden, weight, bias, row_max, log_sum, entropy = ctx.saved_tensors
+        grads = (torch.zeros_like(entropy) if g is None else g.contiguous() for g in (grad_logprobs, grad_entropy))
+        head, wants = ctx.make_head(hidden, weight, bias), ctx.needs_input_grad[:3]
+        gradients = gradient_pass(head, row_max, log_sum, entropy, *grads, wants)
+        dtypes = _dtypes(hidden, weight, bias)
+        return *(_cast(*pair) for pair in zip(_each(gradients), dtypes, strict=True)), None
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, make_head, loss):
+        ctx.set_materialize_grads(False)
+        ctx.make_head, ctx.dtypes = make_head, _dtypes(hidden, weight, bias)
+        head = make_head(hidden, weight, bias)
+        form = not {*ctx.dtypes, head.products.operand_dtype} & set(GRADIENT_IN_BACKWARD)
+        rows, ctx.formed = loss_pass(head, loss, ctx.needs_input_grad[:3], form=form)
+        ctx.save_for_backward(hidden, weight, bias, *rows[-2:], rows.row_max, rows.log_sum, rows.entropy)
+        ctx.mark_non_differentiable(*rows)
+        return rows.losses.sum(), *rows
+
+    @staticmethod
+    def backward(ctx, upstream, *_):
+        if upstream is None:
+            return (None,) * 5
+        _refuse_second_derivative()
+        formed, ctx.formed = ctx.formed, None
+        if formed is not None:  # what was saved is not asked for: under checkpointing that would compute it again
+            return *(_scaled(*pair, upstream) for pair in zip(_each(formed), ctx.dtypes, strict=True)), None, None
+        hidden, weight, bias, grad_logprobs, grad_entropy, *statistics = ctx.saved_tensors
+        head, wants = ctx.make_head(hidden, weight, bias), ctx.needs_input_grad[:3]
+        grads = (x * upstream for x in (grad_logprobs, grad_entropy))
+        gradients = gradient_pass(head, *statistics, *grads, wants)
+        return *(_cast(*pair) for pair in zip(_each(gradients), ctx.dtypes, strict=True)), None, None
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError("an LM head's loss can be differentiated once: create_graph=True is not supported")
+
+
+def _each(gradients: Gradients) -> tuple[Tensor | None, ...]:
+    return gradients.hidden, gradients.weight, gradients.bias
+
+
+def _dtypes(*tensors: Tensor | None) -> list[torch.dtype | None]:
+    return [None if x is None else x.dtype for x in tensors]
+
+
+def _cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else x.to(dtype)
+
+
+def _scaled(x: Tensor | None, dtype: torch.dtype, upstream: Tensor) -> Tensor | None:
+    """x * upstream, in place where x has the dtype."""
+    if x is None:
+        return None
+    if x.dtype != dtype:
+        return torch.mul(x, upstream, out=torch.empty(x.shape, dtype=dtype, device=x.device))
+    rows = x.view(1, -1, x.shape[-1])
+    ops.scale_rows_(rows, upstream.expand(rows.shape[1]).contiguous())
+    return x

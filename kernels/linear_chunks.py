@@ -1,0 +1,187 @@
+"""The LM head in chunks of tokens: logits of a chunk into one reused buffer, a kernel over them, products back.
+
+Only tokens that count are computed: which they are is read on the host, one synchronisation a call on a GPU.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import ops
+from .linear_products import Gradients, Products
+from .reference import valid_rows
+from .reference_loss import LossRows, RowStatistics
+from .vocab_parallel import VocabShard, combined_statistics, local_targets
+
+# Bytes of logits in memory at once, unless the caller says otherwise. Each chunk reads and writes the float32 gradient
+# of the weight once: a GPU wants thousands of tokens a chunk, a CPU is content with hundreds.
+CHUNK_BYTES_CPU, CHUNK_BYTES = 256 << 20, 1280 << 20
+GPU_TOKENS = 128  # chunks are multiples of it where the budget allows: whole tiles of a GEMM
+
+Wants = tuple[bool, bool, bool]  # gradients of hidden, weight, bias
+
+
+class Chunk(NamedTuple):
+    index: Tensor | slice  # the places of its tokens among all N
+
+    def take(self, x: Any) -> Any:
+        """The chunk's part of an argument: vectors of all N tokens are cut, everything else holds for all of them."""
+        return x[self.index] if isinstance(x, Tensor) and x.numel() > 1 else x
+
+    def places(self, device: torch.device) -> Tensor:
+        index = self.index
+        return torch.arange(index.start, index.stop, device=device) if isinstance(index, slice) else index
+
+
+class Loss(Protocol):
+    def rows(self, statistics: RowStatistics, chunk: Chunk) -> LossRows:
+        """The loss of a chunk's tokens and its derivatives, from their statistics."""
+
+    def fused(self, logits: Tensor, arguments: tuple, chunk: Chunk, form: bool) -> LossRows | None:
+        """The same by one kernel that reads the logits and, if `form`, overwrites them by their gradient; or None."""
+
+
+@dataclass
+class LinearHead:
+    """One call's LM head; the arguments of its N tokens are as in `reference`, targets of the whole vocabulary."""
+
+    products: Products
+    targets: Tensor  # (N,)
+    inverse_temperature: Tensor  # (1,) or (N,)
+    mask: Tensor | None  # (N,)
+    softcap: float | None
+    keep_mask: Tensor | None  # (B, T, V)
+    chunk_bytes: int | None
+    shard: VocabShard | None
+
+    def __post_init__(self) -> None:
+        valid = valid_rows(self.targets, self.mask)
+        if self.shard is not None:
+            self.targets = local_targets(self.targets, valid, self.shard)
+        self._places = None  # of the tokens that count; None: all are computed
+        self._count = len(self.targets)
+        if not (valid.is_cuda and torch.cuda.is_current_stream_capturing()):
+            places = valid.nonzero().squeeze(-1)
+            self._places = None if len(places) == self._count else places
+            self._count = len(places)
+            self.mask = None  # nothing else is computed
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Chunks of one size, within the budget."""
+        device, products = self.products.hidden.device.type, self.products
+        vocabulary = len(products.weight) if self.shard is None else self.shard.largest  # every rank cuts alike
+        budget = self.chunk_bytes or (CHUNK_BYTES_CPU if device == "cpu" else CHUNK_BYTES)
+        most = max(1, budget // (vocabulary * products.bytes_per_logit))
+        size = -(-self._count // max(1, -(-self._count // most)))
+        return max(1, size if device == "cpu" else min(most, -(-size // GPU_TOKENS) * GPU_TOKENS))
+
+    def chunks(self) -> Iterator[tuple[Chunk, Tensor, Tensor]]:
+        """Each chunk with the factor x (n, D) of its tokens and their logits (1, n, V), which may be overwritten."""
+        size = self.tokens_at_once
+        buffer = self.products.buffer(min(size, self._count)) if self._count else None
+        for start in range(0, self._count, size):
+            place = slice(start, min(start + size, self._count))
+            chunk = Chunk(place if self._places is None else self._places[place])
+            x = self.products.factor(chunk.index)
+            logits = buffer[: len(x)]
+            self.products.logits(x, logits)
+            yield chunk, x, logits[None]
+
+    def arguments(self, chunk: Chunk) -> tuple:
+        """What the kernels take beside the logits of a chunk."""
+        keep_mask = self.keep_mask
+        if keep_mask is not None:
+            places, length = chunk.places(keep_mask.device), keep_mask.shape[1]
+            keep_mask = keep_mask[places // length, places % length][None]
+        inverse_temperature = chunk.take(self.inverse_temperature)
+        return chunk.take(self.targets), inverse_temperature, chunk.take(self.mask), self.softcap, keep_mask
+
+    def statistics(self, logits: Tensor, arguments: tuple) -> RowStatistics:
+        """Those of a chunk, over the whole vocabulary."""
+        statistics = RowStatistics(*ops.logprobs_entropy(logits, *arguments))
+        if self.shard is None:
+            return statistics
+        targets, inverse_temperature, mask, *_ = arguments
+        valid = valid_rows(targets, mask)
+        return combined_statistics(statistics, targets, inverse_temperature, valid, self.shard.group)
+
+    def gradients(self, wants: Wants) -> Gradients:
+        return Gradients(self.products, wants, partial_hidden=self.shard is not None)
+
+    def finish(self, gradients: Gradients) -> Gradients:
+        """After the last chunk."""
+        gradients.finish()
+        if self.shard is not None and gradients.hidden is not None:
+            dist.all_reduce(gradients.hidden, group=self.shard.group)
+        return gradients
+
+
+def statistics_pass(head: LinearHead) -> RowStatistics:
+    """One product: (N,) each, 0 where a token does not count."""
+    with _without_autocast(head):
+        out = RowStatistics(*_zeros(head, 4))
+        for chunk, _, logits in head.chunks():
+            _put(out, head.statistics(logits, head.arguments(chunk)), chunk)
+    return out
+
+
+def loss_pass(head: LinearHead, loss: Loss, wants: Wants, *, form: bool) -> tuple[LossRows, Gradients | None]:
+    """The loss of each token (N,); if `form`, its gradient for an upstream of 1: three products, two or one."""
+    with _without_autocast(head):
+        losses, *others = _zeros(head, 8)
+        clipped = torch.zeros_like(losses, dtype=torch.bool)
+        out = LossRows(losses, *others[:3], clipped, *others[3:])
+        gradients = head.gradients(wants) if form else None
+        for chunk, x, logits in head.chunks():
+            _put(out, _chunk_loss(head, loss, chunk, logits, form), chunk)
+            if gradients is not None:
+                gradients.add(logits[0], x, chunk.index)
+        return out, None if gradients is None else head.finish(gradients)
+
+
+def gradient_pass(
+    head: LinearHead, row_max: Tensor, log_sum: Tensor, entropy: Tensor, grad_logprobs: Tensor, grad_entropy: Tensor,
+    wants: Wants,
+) -> Gradients:  # fmt: skip
+    """Of the statistics, by the upstream gradients of each token (N,): the logits again, and the products back."""
+    vectors = (row_max, log_sum, entropy, grad_logprobs, grad_entropy)
+    with _without_autocast(head):
+        gradients = head.gradients(wants)
+        for chunk, x, logits in head.chunks():
+            ops.logprobs_entropy_gradient_(logits, *head.arguments(chunk), *map(chunk.take, vectors))
+            gradients.add(logits[0], x, chunk.index)
+        return head.finish(gradients)
+
+
+def _chunk_loss(head: LinearHead, loss: Loss, chunk: Chunk, logits: Tensor, form: bool) -> LossRows:
+    arguments = head.arguments(chunk)
+    rows = loss.fused(logits, arguments, chunk, form) if head.shard is None else None
+    if rows is not None:
+        return rows
+    rows = loss.rows(head.statistics(logits, arguments), chunk)
+    mask = arguments[2]
+    if mask is not None:
+        rows = LossRows(*(x & mask if x.dtype == torch.bool else torch.where(mask, x, 0.0) for x in rows))
+    if form:
+        vectors = (rows.row_max, rows.log_sum, rows.entropy, rows.grad_logprobs, rows.grad_entropy)
+        ops.logprobs_entropy_gradient_(logits, *arguments, *vectors)
+    return rows
+
+
+def _put(out: tuple[Tensor, ...], rows: tuple[Tensor, ...], chunk: Chunk) -> None:
+    for whole, part in zip(out, rows, strict=True):
+        whole[chunk.index] = part
+
+
+def _zeros(head: LinearHead, count: int) -> tuple[Tensor, ...]:
+    like = head.inverse_temperature  # in the statistics' dtype
+    return tuple(like.new_zeros(len(head.targets)) for _ in range(count))
+
+
+def _without_autocast(head: LinearHead) -> torch.autocast:
+    return torch.autocast(head.products.hidden.device.type, enabled=False)

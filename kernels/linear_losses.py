@@ -1,0 +1,84 @@
+"""What a chunk of the LM head's tokens can be asked for: the dual-mode loss, or any loss of log-prob and entropy."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .linear_chunks import Chunk
+from .reference_loss import LossRows, RowStatistics, loss_of_statistics
+
+
+@dataclass
+class DualModeRows:
+    """The dual-mode loss; `arguments` are those of `reference.dual_mode_loss` after keep_mask, without grad_logits."""
+
+    arguments: tuple
+
+    def rows(self, statistics: RowStatistics, chunk: Chunk) -> LossRows:
+        return loss_of_statistics(statistics, *map(chunk.take, self.arguments))
+
+    def fused(self, logits: Tensor, arguments: tuple, chunk: Chunk, form: bool) -> LossRows:
+        op = ops.dual_mode_loss_with_gradient_ if form else ops.dual_mode_loss
+        return LossRows(*op(logits, *arguments, *map(chunk.take, self.arguments)))
+
+
+@dataclass
+class TokenRows:
+    """weights * loss_fn(logprobs, entropy, index), differentiated by autograd on vectors."""
+
+    loss_fn: Callable[[Tensor, Tensor, Tensor], Tensor]
+    weights: Tensor  # (N,)
+    _checked: bool = field(default=False, init=False)
+
+    def rows(self, statistics: RowStatistics, chunk: Chunk) -> LossRows:
+        logprobs, entropy, row_max, log_sum = statistics
+        leaves = tuple(x.detach().requires_grad_() for x in (logprobs, entropy))
+        with torch.enable_grad():
+            losses = self.loss_fn(*leaves, chunk.places(logprobs.device))
+            self._check(losses, leaves)
+            losses = chunk.take(self.weights) * losses
+            total = losses.sum()
+        grads = torch.autograd.grad(total, leaves, allow_unused=True) if total.requires_grad else (None, None)
+        grads = (torch.zeros_like(logprobs) if grad is None else grad for grad in grads)
+        kl, clipped = torch.zeros_like(logprobs), torch.zeros_like(logprobs, dtype=torch.bool)
+        return LossRows(losses.detach(), logprobs, entropy, kl, clipped, row_max, log_sum, *grads)
+
+    def fused(self, *_) -> None:
+        return None
+
+    def _check(self, losses: Tensor, leaves: tuple[Tensor, ...]) -> None:
+        """TypeError or ValueError for what is not the loss of each token, or has a gradient that would be lost."""
+        if not isinstance(losses, Tensor):
+            raise TypeError(f"loss_fn must return a tensor of losses, got {type(losses).__name__}")
+        if losses.shape != leaves[0].shape:
+            raise ValueError(
+                f"loss_fn must return one loss for each of the {len(leaves[0])} tokens it is given, "
+                f"got shape {tuple(losses.shape)}"
+            )
+        if not self._checked and _other_leaf(losses, leaves) is not None:
+            shape = tuple(_other_leaf(losses, leaves).shape)
+            raise ValueError(
+                f"loss_fn uses a tensor of shape {shape} that requires grad, which it would never get; detach it, or "
+                f"use linear_logprobs_and_entropy"
+            )
+        self._checked = True
+
+
+def _other_leaf(losses: Tensor, leaves: tuple[Tensor, ...]) -> Tensor | None:
+    """A tensor that the losses' graph ends in beside those leaves."""
+    known, seen, left = {id(leaf) for leaf in leaves}, set(), [losses.grad_fn]
+    if losses.is_leaf and losses.requires_grad and id(losses) not in known:
+        return losses
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)  # of a node that accumulates a leaf's gradient
+        if isinstance(variable, Tensor) and id(variable) not in known:
+            return variable
+        left += [following for following, _ in node.next_functions]
+    return None

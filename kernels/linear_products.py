@@ -1,0 +1,161 @@
+"""The products of an LM head, by library GEMMs: logits of some tokens, and the gradients that come back through them.
+
+Gradients of weight and bias are summed in float32 (float64 for float64) whatever the dtype of the factors. On a CPU,
+where products of 16-bit numbers are slow and round their sums, the factors are widened to float32, the weight a part of
+the vocabulary at a time.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .memory import empty_dense
+from .reference import statistics_dtype
+
+PART_BYTES = 16 << 20  # of a widened part of the weight
+ROW_BYTES = 128  # rows of the buffer start on a multiple: aligned loads and GEMMs whatever the vocabulary
+
+
+def widens(device: torch.device) -> bool:
+    """Whether products of 16-bit factors are computed in float32."""
+    return device.type == "cpu"
+
+
+class Products:
+    """hidden (N, D), weight (V, D), bias (V,) or None; nothing of it requires a gradient.
+
+    `operand_dtype` is what the factors are rounded to (autocast's), `logits_dtype` what the logits are stored in.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        operand_dtype: torch.dtype,
+        logits_dtype: torch.dtype | None,
+    ):
+        self.hidden, self.weight, self.bias = hidden, weight, bias
+        self.operand_dtype = operand_dtype
+        self.widened = operand_dtype.itemsize == 2 and widens(hidden.device)
+        self.compute_dtype = torch.float32 if self.widened else operand_dtype
+        self.logits_dtype = logits_dtype or self.compute_dtype
+        if not self.widened:
+            self.weight = weight.to(operand_dtype)  # once for all chunks, as autocast does
+
+    @property
+    def bytes_per_logit(self) -> int:
+        """Of the buffer, and of the gradient's copy where the products cannot read it as it is."""
+        copied = not self.widened and self.logits_dtype != self.compute_dtype
+        return self.logits_dtype.itemsize + (self.compute_dtype.itemsize if copied else 0)
+
+    def buffer(self, tokens: int) -> Tensor:
+        """Memory for the logits of so many tokens: (tokens, V) with aligned rows."""
+        vocabulary, unit = len(self.weight), ROW_BYTES // self.logits_dtype.itemsize
+        padded = -(-vocabulary // unit) * unit
+        return empty_dense((tokens, padded), self.logits_dtype, self.hidden.device)[:, :vocabulary]
+
+    def factor(self, index: Tensor | slice) -> Tensor:
+        """The hidden states of some tokens, as the products take them: (n, D)."""
+        return self._cast(self.hidden[index])
+
+    def logits(self, x: Tensor, out: Tensor) -> None:
+        """out (n, V) = x @ weight.T + bias."""
+        for part in self.parts():
+            bias = None if self.bias is None else self._cast(self.bias[part])
+            _set_product(out[:, part], x, self.weight_part(part).t(), bias)
+
+    def parts(self) -> Iterator[slice]:
+        """Parts of the vocabulary whose weights are widened together: all of it where none need be."""
+        vocabulary, dim = self.weight.shape
+        step = max(1, PART_BYTES // (dim * self.compute_dtype.itemsize)) if self.widened else vocabulary
+        return (slice(start, min(start + step, vocabulary)) for start in range(0, vocabulary, step))
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(self.operand_dtype).to(self.compute_dtype)
+
+    def weight_part(self, part: slice) -> Tensor:
+        return self._cast(self.weight[part])
+
+
+class Gradients:
+    """Gradients of the hidden states, the weight and the bias: those that are wanted, else None."""
+
+    def __init__(self, products: Products, wants: tuple[bool, bool, bool], *, partial_hidden: bool):
+        """partial_hidden: other ranks hold the rest of its sum over the vocabulary; our part stays in float32."""
+        hidden, weight, device = products.hidden, products.weight, products.hidden.device
+        self.products, self._started = products, False
+        self._wide = wide = statistics_dtype(products.operand_dtype)
+        hidden_dtype = wide if partial_hidden else hidden.dtype
+        self.hidden = torch.zeros(hidden.shape, dtype=hidden_dtype, device=device) if wants[0] else None
+        self.weight = empty_dense(weight.shape, wide, device) if wants[1] else None
+        self.bias = torch.zeros(len(weight), dtype=wide, device=device) if wants[2] else None
+
+    def add(self, grad_logits: Tensor, x: Tensor, index: Tensor | slice) -> None:
+        """What some tokens contribute: their grad_logits (n, V), their factor x (n, D), their places among all."""
+        products = self.products
+        if self.bias is not None:
+            self.bias += grad_logits.sum(0, dtype=self.bias.dtype)
+        if not products.widened:
+            grad_logits = grad_logits.to(products.compute_dtype)
+        grad_hidden = None if self.hidden is None else self._grad_hidden(x, index)
+        for part in products.parts():
+            grad = grad_logits[:, part].to(products.compute_dtype)
+            if grad_hidden is not None:
+                _add_product(grad_hidden, grad, products.weight_part(part), start=part.start == 0)
+            if self.weight is not None:
+                _add_product(self.weight[part], grad.t(), x, start=not self._started)
+        if grad_hidden is not None and grad_hidden._base is not self.hidden:
+            self.hidden[index] = grad_hidden.to(self.hidden.dtype)
+        self._started = True
+
+    def _grad_hidden(self, x: Tensor, index: Tensor | slice) -> Tensor:
+        """Where the products of some tokens are summed: the gradient itself where its dtype and layout allow."""
+        if self.hidden.dtype in (self.products.compute_dtype, self._wide) and isinstance(index, slice):
+            return self.hidden[index]
+        narrow = self.hidden.dtype == self.products.compute_dtype
+        return torch.empty(x.shape, dtype=self.hidden.dtype if narrow else self._wide, device=x.device)
+
+    def finish(self) -> None:
+        """After the last chunk: a weight to which no token contributed has the gradient 0."""
+        if self.weight is not None and not self._started:
+            self.weight.zero_()
+
+
+def _set_product(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
+    """out = a @ b + bias; 16-bit factors are summed in float32 where out is that."""
+    if out.dtype == a.dtype and bias is not None:
+        torch.addmm(bias, a, b, out=out)
+        return
+    if out.dtype in (a.dtype, torch.float32):
+        _add_product(out, a, b, start=True)
+    else:
+        out.copy_(a @ b)
+    if bias is not None:
+        out += bias
+
+
+def _add_product(out: Tensor, a: Tensor, b: Tensor, *, start: bool) -> None:
+    """out = a @ b, or += unless it is the start; 16-bit factors are summed in float32 where out is that."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out) if start else out.addmm_(a, b)
+    elif not sums_in_float32(out.device):
+        _add_product(out, a.float(), b.float(), start=start)
+    elif start:
+        torch.mm(a, b, out_dtype=torch.float32, out=out)
+    else:
+        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+
+
+@functools.cache
+def sums_in_float32(device: torch.device) -> bool:
+    """Whether the device's GEMM takes 16-bit factors and adds their product to a float32 matrix."""
+    a, out = (torch.zeros(16, 16, dtype=dtype, device=device) for dtype in (torch.bfloat16, torch.float32))
+    try:
+        torch.mm(a, a, out_dtype=torch.float32, out=out)
+        torch.addmm(out, a, a, out_dtype=torch.float32, out=out)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    return True

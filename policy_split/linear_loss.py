@@ -1,0 +1,100 @@
+"""The dual-mode policy loss from hidden states and the LM head's weight, at the price of three GEMMs."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from policy_split_kernels.linear_arguments import linear_call
+from policy_split_kernels.linear_autograd import linear_loss, linear_statistics
+from policy_split_kernels.linear_losses import DualModeRows
+from policy_split_kernels.outside_graphs import outside_graphs
+from policy_split_kernels.reference import valid_rows
+from policy_split_kernels.reference_loss import RowStatistics
+from policy_split_kernels.rows import float_vector, mask_vector, target_vector
+from policy_split_kernels.vector_loss import vector_loss_rows
+from torch import Tensor
+
+from .loss import DualModeLossOutput
+from .loss_arguments import check_settings, coefficients, normaliser
+
+
+@outside_graphs
+def linear_dual_mode_loss(
+    hidden: Tensor,  # (..., D)
+    weight: Tensor,  # (V, D)
+    targets: Tensor,  # (...)
+    *,
+    advantages: Tensor,  # (...)
+    mode: Tensor,  # (...) integers: 0 normal, 1 high-entropy, up to the number of coefficients
+    old_logprobs: Tensor | None = None,  # (...)
+    ref_logprobs: Tensor | None = None,  # (...)
+    sampler_logprobs: Tensor | None = None,  # (...)
+    mask: Tensor | None = None,  # (...)
+    weights: Tensor | None = None,  # (...)
+    keep_mask: Tensor | None = None,  # (..., V) bool
+    loss_type: str | None = None,
+    max_completion_length: int | None = None,
+    entropy_coef: Sequence[float] = (0.0, 0.0),
+    kl_coef: Sequence[float] = (0.0, 0.0),
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    surrogate: str = "clip",
+    ratio_level: str = "token",
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    clip_delta: float | None = None,
+    sampler_cap: float = 2.0,
+    bias: Tensor | None = None,  # (V,)
+    logit_scale: float = 1.0,
+    logits_dtype: torch.dtype | None = None,
+    chunk_bytes: int | None = None,
+    process_group: "dist.ProcessGroup | None" = None,
+) -> DualModeLossOutput:
+    """`dual_mode_loss` of an LM head, its gradients formed in forward, without the N x V logits.
+
+    The same as::
+
+        logits = logit_scale * torch.nn.functional.linear(hidden, weight, bias)
+        out = dual_mode_loss(logits, targets, advantages=..., mode=..., ...)
+
+    a chunk of tokens at a time: three GEMMs, two where hidden or weight does not require a gradient, one under
+    `torch.no_grad()`. Gradients of weight and bias are summed in float32 whatever the dtype.
+    Shapes: hidden `(..., D)`, weight `(V, D)`, bias `(V,)`, every per-token argument `(...)`. Units: nats. The loss,
+    its arguments and sources are those of `dual_mode_loss`; bias, logit_scale, logits_dtype, chunk_bytes (the one knob
+    of memory against time) and process_group those of `linear_logprobs_and_entropy`, and so are the errors.
+    A second backward computes the logits again, and so does every one in float16, whose gradients need the loss scale
+    first, and of `ratio_level="sequence"`, where no token's gradient is known before its sequence is: four GEMMs.
+    Source: arXiv 2604.11510 section 3.
+    """
+    check_settings(surrogate, ratio_level, clip_low, clip_high, clip_delta, sampler_cap)
+    *call, like = linear_call(
+        hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
+        process_group,
+    )  # fmt: skip
+    target, valid = target_vector(targets, like), mask_vector(mask, like)
+    if weights is None:
+        weight_rows = normaliser(target, valid, like, loss_type, max_completion_length)
+    elif loss_type is not None:
+        raise ValueError("weights and loss_type are two answers to one question; give one of them")
+    else:
+        weight_rows = float_vector("weights", weights, like)
+    tokens = (
+        float_vector("advantages", advantages, like),
+        float_vector("old_logprobs", old_logprobs, like),
+        float_vector("ref_logprobs", ref_logprobs, like),
+        float_vector("sampler_logprobs", sampler_logprobs, like),
+        weight_rows,
+        *coefficients(mode, like, entropy_coef=entropy_coef, kl_coef=kl_coef),
+        surrogate,
+        float(clip_low),
+        float(clip_high),
+        None if clip_delta is None else float(clip_delta),
+        float(sampler_cap),
+    )
+    if ratio_level == "sequence":
+        statistics = RowStatistics(*linear_statistics(*call), None, None)
+        out = vector_loss_rows(statistics, valid_rows(target, valid), like.shape[-2], *tokens)
+        loss = out[0].sum()
+    else:
+        loss, out = linear_loss(*call, DualModeRows(tokens))
+    return DualModeLossOutput(loss, *(x.view(targets.shape) for x in out[1:5]))
