@@ -31,7 +31,7 @@ format: $(VENV)/.lint
 	$(BIN)/clang-format -i $(LINTED_CPP)
 
 bench-cpu: install $(VENV)/.test
-	$(BIN)/python -m pytest benchmarks/test_cpu.py benchmarks/test_cpu_scaling.py -s -q --benchmark-columns=min,median,max,rounds --benchmark-sort=name $(ARGS)
+	$(BIN)/python -m pytest benchmarks/test_cpu.py benchmarks/test_cpu_linear.py benchmarks/test_cpu_scaling.py -s -q --benchmark-columns=min,median,max,rounds --benchmark-sort=name $(ARGS)
 
 bench-gpu: install
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

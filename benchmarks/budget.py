@@ -44,3 +44,17 @@ def fits(nbytes: int, device: str) -> tuple[str, bool]:
             False,
         )
     return "", 4 * nbytes + rest <= free
+
+
+def head_fits(tokens: int, width: int, vocabulary: int, itemsize: int, device: str) -> str:
+    """Why an LM head of this size cannot be measured, or nothing: what the products and the checks need.
+
+    The weight as it is, in float64, and its gradient in float32; logits and their gradient; rows of logits in float64.
+    Who needs more, as the whole of the logits in float32, runs out of memory, and that is recorded.
+    """
+    if device != "cuda":
+        return ""
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    needed = vocabulary * width * (itemsize + 8 + 4) + 2 * tokens * vocabulary * itemsize + (8 << 30)
+    return "" if needed <= free else f"does not fit: {needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB"

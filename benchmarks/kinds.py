@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -39,6 +40,26 @@ KINDS = [
 ]
 
 
+class Inputs(NamedTuple):
+    """What every candidate gets, and what its memory is counted in."""
+
+    batches: list[Batch]
+    scratch: torch.Tensor  # of the shape of the logits, to write over
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.scratch.dtype
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.scratch.is_cuda
+
+    @property
+    def unit(self) -> int:
+        """Bytes of one N x V."""
+        return self.scratch.nbytes
+
+
 @dataclass
 class Candidate:
     kind: Kind
@@ -64,8 +85,9 @@ class Candidate:
     def gives_gradient(self) -> bool:
         return self.kind not in (FORWARD, DIVERGENCE)
 
-    def make(self, batches: list[Batch], scratch: torch.Tensor) -> Callable[[int], object]:
+    def make(self, inputs: Inputs) -> Callable[[int], object]:
         """The run of round k."""
+        batches, scratch = inputs
         function = self.load()
         if self.name == INPLACE:
             scratch.copy_(batches[0].logits)
@@ -78,8 +100,9 @@ class Candidate:
             return candidates.divergence_and_gradient(function, batches)
         return candidates.loss_and_gradient(function, batches, self.kind.masked, self.with_entropy)
 
-    def error(self, outputs: tuple, batches: list[Batch]) -> float:
+    def error(self, outputs: tuple, inputs: Inputs) -> float:
         """Of the outputs of round 0, against float64."""
+        batches = inputs.batches
         if self.kind == FORWARD:
             return check.statistics_error(outputs, batches[0])
         if self.kind == DIVERGENCE:

@@ -1,7 +1,11 @@
-"""One configuration (N, V, dtype): every candidate checked, then those that agree timed in one interleaved run."""
+"""One configuration (N, V, dtype): every candidate checked, then those that agree timed in one interleaved run.
+
+`admit` and `timed` do so for any candidate that has a key, a record, and what makes and checks its run.
+"""
 
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -10,7 +14,7 @@ import torch
 from . import candidates
 from .candidates import Batch
 from .interleave import interleaved, ratio
-from .kinds import KINDS, MASKED, OURS, Candidate, Kind, candidates_of
+from .kinds import KINDS, MASKED, OURS, Candidate, Inputs, Kind, candidates_of
 
 
 class DeviceLost(Exception):
@@ -28,20 +32,11 @@ def measure(
         Batch(tokens, vocabulary, dtype, seed, device, candidates.sequences_of(tokens), MASKED if once else 0.0)
         for seed in range(2 if pair else 1)
     ]
-    scratch = torch.zeros_like(batches[0].logits)
+    inputs = Inputs(batches, torch.zeros_like(batches[0].logits))
     entries = [x for x in candidates_of(kinds) if x.name not in without]
-    runs = {"copy": candidates.copy(batches, scratch)}
-    for entry in entries:
-        run = admit(entry, batches, scratch)
-        if run is not None:
-            runs[entry.key] = run
+    runs = {"copy": candidates.copy(*inputs)} | admitted(entries, inputs)
     checked, retries = time.perf_counter(), allocator_retries(device)
-    seconds, failed = timed(runs, rounds, device)
-    for entry in entries:
-        if entry.key in failed:
-            entry.record["failed"] = failed[entry.key]
-        elif entry.key in seconds:
-            entry.record["milliseconds"] = statistics.median(seconds[entry.key]) * 1e3
+    seconds = timed_into_records(entries, runs, rounds, device)
     copy = statistics.median(seconds["copy"])
     return {
         "tokens": tokens,
@@ -54,29 +49,38 @@ def measure(
     }
 
 
-def admit(entry: Candidate, batches: list[Batch], scratch: torch.Tensor) -> Callable[[int], object] | None:
+def admitted(entries: Sequence[Candidate], inputs: Inputs) -> dict[str, Callable[[int], object]]:
+    runs = {}
+    for entry in entries:
+        start, run = time.perf_counter(), admit(entry, inputs)
+        print(f"      {entry.key}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)  # where it hangs
+        if run is not None:
+            runs[entry.key] = run
+    return runs
+
+
+def admit(entry: Candidate, inputs: Inputs) -> Callable[[int], object] | None:
     """Run once and compare: the run where the values agree, else None, and why not in the record."""
     if entry.omits:
         entry.record["omits"] = entry.omits
-    logits = batches[0].logits
     try:
-        run = entry.make(batches, scratch)
+        run = entry.make(inputs)
         outputs = run(0)
-        error, bound = entry.error(outputs, batches), entry.tolerance(outputs, logits.dtype)
+        error, bound = entry.error(outputs, inputs), entry.tolerance(outputs, inputs.dtype)
         del outputs
         entry.record["error"] = error
         if not error <= bound:
             entry.record["failed"] = f"wrong by {error:.2g}, allowed {bound:.2g}"
             return None
-        if logits.is_cuda:
-            entry.record["peak_memory"] = peak_memory(run) / logits.nbytes
+        if inputs.is_cuda:
+            entry.record["peak_memory"] = peak_memory(run) / inputs.unit
         return run
     except Exception as problem:
         entry.record["failed"] = reason(problem)
         gc.collect()  # a traceback holds tensors
         return None
     finally:
-        if logits.is_cuda:
+        if inputs.is_cuda:
             tidy(entry)
 
 
@@ -112,6 +116,19 @@ def peak_memory(run: Callable[[int], object]) -> int:
 def allocator_retries(device: str) -> int:
     """How often memory was so short that the allocator gave all of its own back, which costs time that is not ours."""
     return torch.cuda.memory_stats().get("num_alloc_retries", 0) if device == "cuda" else 0
+
+
+def timed_into_records(
+    entries: Sequence[Candidate], runs: dict[str, Callable], rounds: int, device: str
+) -> dict[str, list[float]]:
+    """Seconds in each round of all that did not drop out; into the records the median, or why it did."""
+    seconds, failed = timed(runs, rounds, device)
+    for entry in entries:
+        if entry.key in failed:
+            entry.record["failed"] = failed[entry.key]
+        elif entry.key in seconds:
+            entry.record["milliseconds"] = statistics.median(seconds[entry.key]) * 1e3
+    return seconds
 
 
 def timed(runs: dict[str, Callable], rounds: int, device: str) -> tuple[dict[str, list[float]], dict[str, str]]:

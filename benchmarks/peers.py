@@ -22,7 +22,7 @@ from .candidates import CLIP, mean, sequences_of, token_losses
 class Peer:
     name: str
     distribution: str  # of the package index
-    kind: str  # "forward" or "loss"
+    kind: str  # "forward", "loss" or, in `linear_peers`, "linear"
     load: Callable[[], Callable]  # imports it
     omits: str = ""  # of the work that the others do
 
@@ -115,10 +115,10 @@ PEERS = [
 ]
 
 
-def importable() -> tuple[dict[str, str], dict[str, str]]:
+def importable(peers: list[Peer]) -> tuple[dict[str, str], dict[str, str]]:
     """(version of each peer that can be imported, why not of each other one)."""
     versions, missing = {}, {}
-    for peer in PEERS:
+    for peer in peers:
         try:
             peer.load()
         except Exception as problem:

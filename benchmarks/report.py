@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import torch
 
+from . import linear_kinds
 from .kinds import INPLACE, KINDS, OURS
 from .markdown import table
 
@@ -16,6 +17,9 @@ TITLES = {
     "divergence+gradient": "Divergence, forward and backward to both matrices (4 reads, 2 writes)",
     "loss-masked": "Loss and gradient, 30 % of the rows masked (0.7 reads, 1 write)",
     "loss-no_entropy": "Loss and gradient without entropy (1 read, 1 write)",
+    "linear": "LM head: loss with entropy, gradient of hidden states and weight (3 products)",
+    "linear-masked": "LM head, 30 % of the tokens masked (3 products of the others)",
+    "linear-frozen": "LM head, frozen weight (2 products)",
 }
 
 
@@ -34,8 +38,7 @@ def gpu(device: str) -> dict[str, str]:
 
 def markdown(record: dict) -> str:
     """Head, a table for each kind, errors and memory, targets, and all that was not timed with the reason."""
-    parts = [", ".join(f"{key} {value}" for key, value in record["machine"].items())]
-    parts.append("Peers: " + (", ".join(f"{name} {x}" for name, x in record["peers"].items()) or "none"))
+    parts = where_and_whom(record)
     for kind in KINDS:
         results = [x for x in record["results"] if kind.name in x["kinds"]]
         if results:
@@ -43,6 +46,44 @@ def markdown(record: dict) -> str:
     parts += ["### Largest error and peak memory", table_of_errors(record["results"])]
     parts += ["### Targets", *targets(record["results"]), "### Not timed", *untimed(record)]
     return "\n\n".join(parts)
+
+
+def where_and_whom(record: dict) -> list[str]:
+    machine = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    return [machine, "Peers: " + (", ".join(f"{name} {x}" for name, x in record["peers"].items()) or "none")]
+
+
+def head_markdown(record: dict) -> str:
+    """Of the LM head: head, a table for each configuration of each kind, targets, and all that was not timed."""
+    parts = where_and_whom(record)
+    for kind in linear_kinds.KINDS:
+        for result in record["results"]:
+            if kind.name in result["kinds"]:
+                shape = f"{result['dtype']} N {result['tokens']} D {result['width']} V {result['vocabulary']}"
+                candidates = result["kinds"][kind.name]["candidates"]
+                parts += [f"### {TITLES[kind.name]}: {shape}", table_of_candidates(candidates)]
+    parts += ["### Targets", *targets(record["results"]), "### Not timed", *untimed(record)]
+    return "\n\n".join(parts)
+
+
+def table_of_candidates(candidates: dict[str, dict]) -> str:
+    """One line for each candidate that was timed; TFLOP/s are of the products that are needed, whoever does more."""
+    head = ["candidate", "ms", "TFLOP/s", "x products", "ours faster", "error hidden", "error weight", "peak GiB"]
+    lines = []
+    for name, x in candidates.items():
+        if "milliseconds" in x:
+            notes = [f"bound: without {x['omits']}"] if "omits" in x else []
+            notes += [x["ran"]] if "ran" in x else []
+            columns = [
+                f"{x['milliseconds']:.3f}",
+                f"{x['useful_flops'] / 1e12:.3g}" if "useful_flops" in x else "-",
+                f"{x['of_products']:.3f}" if "of_products" in x else "-",
+                f"{x['ours_is_faster']:.2f}x" if "ours_is_faster" in x else "-",
+                *(f"{x['errors'][of]:.1e}" if of in x["errors"] else "-" for of in ("hidden", "weight")),
+                f"{x['peak_memory']:.2f}" if "peak_memory" in x else "-",
+            ]
+            lines.append([name + (f" ({'; '.join(notes)})" if notes else ""), *columns])
+    return table(head, lines)
 
 
 def table_of_times(kind: str, results: list[dict]) -> str:
@@ -108,7 +149,8 @@ def untimed(record: dict) -> list[str]:
     """Why, of every candidate and configuration that has no time; the same reason once."""
     reasons: dict[str, list[str]] = {}
     for result in record["results"]:
-        where = f"{result['dtype']} {result['tokens']} x {result['vocabulary']}"
+        where = " x ".join(str(result[size]) for size in ("tokens", "width", "vocabulary") if size in result)
+        where = f"{result['dtype']} {where}"
         if result["allocator_retries"]:
             reasons.setdefault("memory was short, the times of the largest candidates may be too long", []).append(
                 where
