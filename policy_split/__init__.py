@@ -17,10 +17,17 @@ from .loss_weights import token_weights
 if TYPE_CHECKING:
     from .config import PolicySplitConfig
     from .evaluate import evaluate_modes
+    from .lm_head import patch_lm_head, unpatch_lm_head
     from .trainer import PolicySplitTrainer
 
 # Found when they are asked for: the loss is used without transformers, which takes seconds to import.
-_LATER = {"PolicySplitConfig": "config", "PolicySplitTrainer": "trainer", "evaluate_modes": "evaluate"}
+_LATER = {
+    "PolicySplitConfig": "config",
+    "PolicySplitTrainer": "trainer",
+    "evaluate_modes": "evaluate",
+    "patch_lm_head": "lm_head",
+    "unpatch_lm_head": "lm_head",
+}
 
 __all__ = [
     "DualModeLoss",
@@ -39,9 +46,11 @@ __all__ = [
     "linear_token_loss",
     "logprobs_and_entropy",
     "mode_divergence",
+    "patch_lm_head",
     "sampling_mask",
     "set_backend",
     "token_weights",
+    "unpatch_lm_head",
 ]
 
 

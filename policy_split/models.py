@@ -1,6 +1,9 @@
-"""Models as the trainer needs them: loaded with clear errors, no dropout, logits of the completion alone."""
+"""Models as the trainer needs them: loaded with clear errors, no dropout, their heads on the completion alone."""
 
+import functools
 import inspect
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .config import PolicySplitConfig
 from .extras import check_extra
+from .lm_head import UnknownHeadError, inner_model, is_patched, patch_lm_head, unpatch_lm_head
 
 
 def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTrainedModel:
@@ -76,6 +80,25 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
                 setattr(module, name, 0.0)
 
 
+def fuse_lm_head(model: PreTrainedModel, config: PolicySplitConfig) -> bool:
+    """Patches the LM head, before accelerate wraps the model, if the trainer is to use it: whether that is done.
+
+    It is not where config.exact_kl needs the logits of both modes, nor, with a warning, for a head of an unknown kind.
+    """
+    if not config.fused_lm_head or config.exact_kl:
+        return False
+    try:
+        patch_lm_head(model)
+    except TypeError as error:
+        _warn_of_logits(error)
+        return False
+    return True
+
+
+def _warn_of_logits(error: Exception) -> None:
+    warnings.warn(f"fused_lm_head=True is left aside, logits are computed: {error}", stacklevel=3)
+
+
 @dataclass
 class Policy:
     """A model that answers and scores: `bare` generates; `model`, accelerate's wrapper of it, gives log-probs."""
@@ -83,12 +106,32 @@ class Policy:
     model: nn.Module
     tokenizer: Any
     bare: PreTrainedModel | None = None
+    fused: bool = False  # whether scores and losses come from completion_head, or else from completion_logits
+    chunk_bytes: int | None = None  # of the functions that completion_head takes
 
     def __post_init__(self) -> None:
         self.bare = self.model if self.bare is None else self.bare
         self.end_ids = end_ids(self.bare, self.tokenizer)
         self.pad_id = pad_id(self.bare, self.tokenizer)
-        self.forward_arguments = set(inspect.signature(self.bare.forward).parameters)
+        self.forward_arguments = set(inspect.signature(inner_model(self.bare).forward).parameters)
+        if self.fused:
+            self.fused = self._knows_head()
+
+    def _knows_head(self) -> bool:
+        """Whether one token goes through the patched model: with a warning if not, rather than in the first step."""
+        if not is_patched(self.bare):
+            raise ValueError("fused=True needs a model that patch_lm_head has patched")
+        ids, training = torch.full((1, 2), self.pad_id, device=self.device), self.bare.training
+        self.bare.eval()
+        try:
+            with torch.no_grad():
+                self.completion_head(ids, None, 1, lambda hidden, weight, **options: None)
+        except UnknownHeadError as error:
+            unpatch_lm_head(self.bare)
+            _warn_of_logits(error)
+        finally:
+            self.bare.train(training)
+        return is_patched(self.bare)
 
     @property
     def device(self) -> torch.device:
@@ -100,11 +143,25 @@ class Policy:
         Rows are left-padded prompts, then completions with padding on the right. attention_mask (B, L) may be None
         where no prompt is padded: what stands behind a causal row does not reach it.
         """
+        return self._forward(input_ids, attention_mask, length).logits[:, -length:]
+
+    def completion_head(
+        self, input_ids: Tensor, attention_mask: Tensor | None, length: int, head_fn: Callable[..., Any]
+    ) -> Any:
+        """What head_fn makes of the hidden states (B, T, D) of those logits and the LM head, see `patch_lm_head`."""
+        head_fn = functools.partial(_of_the_last, length, head_fn)
+        return self._forward(input_ids, attention_mask, length, head_fn=head_fn).result
+
+    def _forward(self, input_ids: Tensor, attention_mask: Tensor | None, length: int, **more: Any) -> Any:
         input_ids = input_ids[:, :-1]  # the last token predicts nothing that is scored
         arguments: dict[str, Any] = {"logits_to_keep": length}
         if attention_mask is not None:
             attention_mask = attention_mask[:, :-1]
             arguments["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         arguments = {name: value for name, value in arguments.items() if name in self.forward_arguments}
-        logits = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **arguments).logits
-        return logits[:, -length:]
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **arguments, **more)
+
+
+def _of_the_last(length: int, head_fn: Callable[..., Any], hidden: Tensor, weight: Tensor, **options: Any) -> Any:
+    """For models without logits_to_keep, which give their head every position."""
+    return head_fn(hidden[:, -length:], weight, **options)

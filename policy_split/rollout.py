@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from policy_split_kernels.divergence import mode_divergence
+from policy_split_kernels.linear import linear_logprobs_and_entropy
 from policy_split_kernels.logprobs import logprobs_and_entropy
 from torch import Tensor
 
@@ -127,9 +129,14 @@ def score(
     scores = [torch.zeros(rollout.mask.shape, device=rollout.mask.device) for _ in range(3 if divergence else 2)]
     for rows in batches:
         input_ids, attention_mask, length = rollout.batch(rows)
-        logits = policy.completion_logits(input_ids, attention_mask, length)
         mask = rollout.mask[rows, :length]
-        values = list(logprobs_and_entropy(logits, input_ids[:, -length:], temperature=temperature, mask=mask))
+        options = {"targets": input_ids[:, -length:], "temperature": temperature, "mask": mask}
+        if policy.fused and not divergence:
+            head_fn = partial(linear_logprobs_and_entropy, chunk_bytes=policy.chunk_bytes, **options)
+            values = list(policy.completion_head(input_ids, attention_mask, length, head_fn))
+        else:
+            logits = policy.completion_logits(input_ids, attention_mask, length)
+            values = list(logprobs_and_entropy(logits, **options))
         if divergence:
             exact = mode_divergence(*logits.chunk(2), temperature=temperature, mask=mask[: len(rows) // 2])
             values.append(torch.cat((exact.kl_ab, exact.kl_ba)))

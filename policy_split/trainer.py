@@ -39,7 +39,7 @@ from .data import as_prompts, longest_prompt, question_indices
 from .evaluate import Key, evaluate_policy, flatten, plain_text
 from .launch import make_accelerator, make_optimizer
 from .metrics import Sums, add_sums, means, rollout_sums, sum_and_count
-from .models import Policy, check_fit, enable_checkpointing, load_model, load_tokenizer
+from .models import Policy, check_fit, enable_checkpointing, fuse_lm_head, load_model, load_tokenizer
 from .modes import MODE_NAMES
 from .rewards import as_reward_functions, check_columns
 from .rollout import Rollout, make_rollout, micro_batches, optimizer_batches, score, score_rollout
@@ -96,13 +96,16 @@ class PolicySplitTrainer:
         if config.beta > 0:
             frozen = copy.deepcopy(bare) if ref_model is None else load_model(ref_model, config)
             frozen.requires_grad_(False).eval()
+            fused = fuse_lm_head(frozen, config)
             wrapped = self.accelerator.prepare_model(frozen, evaluation_mode=True)
-            self.reference = Policy(wrapped, self.tokenizer, bare=frozen)
+            self.reference = Policy(wrapped, self.tokenizer, frozen, fused, config.lm_head_chunk_bytes)
+        fused = fuse_lm_head(bare, config)
         if config.gradient_checkpointing:
             enable_checkpointing(bare)
         optimizer = make_optimizer(bare, config)
         self.model, self.optimizer = self.accelerator.prepare(bare, optimizer)
-        self.policy = Policy(self.model, self.tokenizer, bare=self.accelerator.unwrap_model(self.model))
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        self.policy = Policy(self.model, self.tokenizer, unwrapped, fused, config.lm_head_chunk_bytes)
         # stepped once per step and in every process alike: not through accelerate, which steps it once per process
         self.schedule = get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, self.max_steps)
         self.progress = Progress()

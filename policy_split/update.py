@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from .checkpoints import Progress
 from .config import PolicySplitConfig
+from .linear_loss import linear_dual_mode_loss
 from .loss import DualModeLossOutput, dual_mode_loss
 from .loss_weights import token_weights
 from .metrics import Sums, add_sums, sum_and_count
@@ -84,27 +86,31 @@ class PolicyUpdate:
         """Adds the gradient of one micro-batch (B, T) to the model's; the output's vectors are (B, T)."""
         config = self.config
         input_ids, attention_mask, length = rollout.batch(rows)
-        logits = self.policy.completion_logits(input_ids, attention_mask, length)
         mask, weights = rollout.train_mask[rows, :length], weights[rows, :length]
-        logits, push = mode_push(logits, weights, mask, push_coefficients(config), config.temperature)
-        out = dual_mode_loss(
-            logits,
-            input_ids[:, -length:],
-            advantages=advantages[rows, :length],
-            mode=rollout.mode[rows, None].expand(-1, length),
-            old_logprobs=None if old_logprobs is None else old_logprobs[rows, :length],
-            ref_logprobs=None if ref_logprobs is None else ref_logprobs[rows, :length],
-            mask=mask,
-            weights=weights,
-            entropy_coef=entropy_coefficients(config),
-            kl_coef=(config.beta, config.beta),
-            temperature=config.temperature,
-            clip_low=config.epsilon,
-            clip_high=config.clip_high,
-            clip_delta=config.delta,
-            inplace_gradient=True,  # the logits are this forward's own and nobody else reads them
-        )
-        out = out._replace(loss=out.loss + push)
+        arguments = {
+            "targets": input_ids[:, -length:],
+            "advantages": advantages[rows, :length],
+            "mode": rollout.mode[rows, None].expand(-1, length),
+            "old_logprobs": None if old_logprobs is None else old_logprobs[rows, :length],
+            "ref_logprobs": None if ref_logprobs is None else ref_logprobs[rows, :length],
+            "mask": mask,
+            "weights": weights,
+            "entropy_coef": entropy_coefficients(config),
+            "kl_coef": (config.beta, config.beta),
+            "temperature": config.temperature,
+            "clip_low": config.epsilon,
+            "clip_high": config.clip_high,
+            "clip_delta": config.delta,
+        }
+        if self.policy.fused:
+            head_fn = partial(linear_dual_mode_loss, chunk_bytes=self.policy.chunk_bytes, **arguments)
+            out = self.policy.completion_head(input_ids, attention_mask, length, head_fn)
+        else:
+            logits = self.policy.completion_logits(input_ids, attention_mask, length)
+            logits, push = mode_push(logits, weights, mask, push_coefficients(config), config.temperature)
+            # in place: the logits are this forward's own and nobody else reads them
+            out = dual_mode_loss(logits, **arguments, inplace_gradient=True)
+            out = out._replace(loss=out.loss + push)
         self.accelerator.backward(out.loss)
         return out
 

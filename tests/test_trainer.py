@@ -110,7 +110,7 @@ def test_rows_without_advantage_change_nothing(tmp_path):
         )
         computed = []
         run.model.lm_head.register_forward_hook(
-            lambda m, i, out, seen=computed: seen.append(out.shape[0]) if out.requires_grad else None
+            lambda m, i, out, seen=computed: seen.append(i[0].shape[0]) if i[0].requires_grad else None
         )
         run.train()
         results.append((weights(run), sum(computed)))
