@@ -11,7 +11,7 @@ P, R = ParamSpec("P"), TypeVar("R")
 
 
 def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that torch.compile calls rather than traces: how many tokens count decides what it computes."""
+    """A function that torch.compile calls rather than traces: it asks how many tokens count, or talks to others."""
     disabled: list[Callable[P, R]] = []
 
     @functools.wraps(function)

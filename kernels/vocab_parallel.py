@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import autograd, ops  # noqa: F401  (autograd registers the formulas)
+from .outside_graphs import outside_graphs
 from .reference import ELSEWHERE, IGNORE_INDEX, target_out_of_range, valid_rows
 from .reference_loss import RowStatistics
 
@@ -128,11 +129,16 @@ def statistics_of_rows(
     """`reference.logprobs_entropy` of whole rows, differentiable in logits, which may be split over a group."""
     if process_group is None:
         return RowStatistics(*ops.logprobs_entropy(logits, targets, inverse_temperature, mask, softcap, keep_mask))
-    shard = vocab_shard(logits.shape[-1], logits.device, process_group)
     valid = valid_rows(targets, mask)
+    return _statistics_of_split_rows(logits, targets, inverse_temperature, valid, softcap, keep_mask, process_group)
+
+
+@outside_graphs  # torch.compile hangs while it traces these collectives (2.13)
+def _statistics_of_split_rows(logits, targets, inverse_temperature, valid, softcap, keep_mask, group):
+    shard = vocab_shard(logits.shape[-1], logits.device, group)
     local = local_targets(targets, valid, shard)
     return RowStatistics(
-        *_ShardedStatistics.apply(logits, local, inverse_temperature, valid, softcap, keep_mask, process_group)
+        *_ShardedStatistics.apply(logits, local, inverse_temperature, valid, softcap, keep_mask, group)
     )
 
 
@@ -150,11 +156,12 @@ class _ShardedStatistics(torch.autograd.Function):
         return tuple(whole)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logprobs, grad_entropy, *_):
         nothing = (None,) * 6
         if grad_logprobs is None and grad_entropy is None:
             return None, *nothing
+        if torch.is_grad_enabled():
+            raise RuntimeError("a split vocabulary can be differentiated once: create_graph=True is not supported")
         logits, targets, inverse_temperature, keep_mask, row_max, log_sum, entropy = ctx.saved_tensors
         grads = (torch.zeros_like(entropy) if g is None else g.contiguous() for g in (grad_logprobs, grad_entropy))
         rows = (logits, targets, inverse_temperature, None, ctx.softcap, keep_mask)

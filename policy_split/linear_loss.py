@@ -10,12 +10,12 @@ from policy_split_kernels.linear_losses import DualModeRows
 from policy_split_kernels.outside_graphs import outside_graphs
 from policy_split_kernels.reference import valid_rows
 from policy_split_kernels.reference_loss import RowStatistics
-from policy_split_kernels.rows import float_vector, mask_vector, target_vector
+from policy_split_kernels.rows import mask_vector, target_vector
 from policy_split_kernels.vector_loss import vector_loss_rows
 from torch import Tensor
 
 from .loss import DualModeLossOutput
-from .loss_arguments import check_settings, coefficients, normaliser
+from .loss_arguments import check_settings, loss_rows
 
 
 @outside_graphs
@@ -72,25 +72,10 @@ def linear_dual_mode_loss(
         process_group,
     )  # fmt: skip
     target, valid = target_vector(targets, like), mask_vector(mask, like)
-    if weights is None:
-        weight_rows = normaliser(target, valid, like, loss_type, max_completion_length)
-    elif loss_type is not None:
-        raise ValueError("weights and loss_type are two answers to one question; give one of them")
-    else:
-        weight_rows = float_vector("weights", weights, like)
-    tokens = (
-        float_vector("advantages", advantages, like),
-        float_vector("old_logprobs", old_logprobs, like),
-        float_vector("ref_logprobs", ref_logprobs, like),
-        float_vector("sampler_logprobs", sampler_logprobs, like),
-        weight_rows,
-        *coefficients(mode, like, entropy_coef=entropy_coef, kl_coef=kl_coef),
-        surrogate,
-        float(clip_low),
-        float(clip_high),
-        None if clip_delta is None else float(clip_delta),
-        float(sampler_cap),
-    )
+    tokens = loss_rows(
+        like, target, valid, advantages, mode, old_logprobs, ref_logprobs, sampler_logprobs, weights, loss_type,
+        max_completion_length, entropy_coef, kl_coef, surrogate, clip_low, clip_high, clip_delta, sampler_cap,
+    )  # fmt: skip
     if ratio_level == "sequence":
         statistics = RowStatistics(*linear_statistics(*call), None, None)
         out = vector_loss_rows(statistics, valid_rows(target, valid), like.shape[-2], *tokens)

@@ -8,7 +8,6 @@ from policy_split_kernels import autograd
 from policy_split_kernels.reference import valid_rows
 from policy_split_kernels.rows import (
     as_rows,
-    float_vector,
     inverse_temperature_vector,
     keep_rows,
     mask_vector,
@@ -19,7 +18,7 @@ from policy_split_kernels.vector_loss import vector_loss_rows
 from policy_split_kernels.vocab_parallel import statistics_of_rows
 from torch import Tensor, nn
 
-from .loss_arguments import check_inplace, check_settings, coefficients, normaliser, number_of_modes
+from .loss_arguments import check_inplace, check_settings, loss_rows, number_of_modes
 
 
 class DualModeLossOutput(NamedTuple):
@@ -94,12 +93,6 @@ def dual_mode_loss(
     if inplace_gradient:
         check_inplace(logits, ratio_level, process_group)
     target, valid = target_vector(targets, logits), mask_vector(mask, logits)
-    if weights is None:
-        weight = normaliser(target, valid, logits, loss_type, max_completion_length)
-    elif loss_type is not None:
-        raise ValueError("weights and loss_type are two answers to one question; give one of them")
-    else:
-        weight = float_vector("weights", weights, logits)
     distribution = (
         target,
         inverse_temperature_vector(temperature, logits),
@@ -107,19 +100,10 @@ def dual_mode_loss(
         softcap_value(softcap),
         keep_rows(keep_mask, logits),
     )
-    tokens = (
-        float_vector("advantages", advantages, logits),
-        float_vector("old_logprobs", old_logprobs, logits),
-        float_vector("ref_logprobs", ref_logprobs, logits),
-        float_vector("sampler_logprobs", sampler_logprobs, logits),
-        weight,
-        *coefficients(mode, logits, entropy_coef=entropy_coef, kl_coef=kl_coef),
-        surrogate,
-        float(clip_low),
-        float(clip_high),
-        None if clip_delta is None else float(clip_delta),
-        float(sampler_cap),
-    )
+    tokens = loss_rows(
+        logits, target, valid, advantages, mode, old_logprobs, ref_logprobs, sampler_logprobs, weights, loss_type,
+        max_completion_length, entropy_coef, kl_coef, surrogate, clip_low, clip_high, clip_delta, sampler_cap,
+    )  # fmt: skip
     if process_group is None and ratio_level == "token":
         out = autograd.loss_rows(rows, *distribution, *tokens, inplace_gradient=inplace_gradient)
     else:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from policy_split_kernels.reference import statistics_dtype, valid_rows
 from policy_split_kernels.reference_loss import SURROGATES
-from policy_split_kernels.rows import rows_lie_apart, token_vector
+from policy_split_kernels.rows import float_vector, mean_weights, rows_lie_apart, token_vector
 from torch import Tensor
 
 from .loss_weights import token_weights
@@ -76,16 +76,57 @@ def coefficients(mode: Tensor, logits: Tensor, **named: Sequence[float]) -> list
     return rows
 
 
+def loss_rows(
+    logits: Tensor,  # (..., V): their shape, dtype and device count, they are not read
+    targets: Tensor,  # (N,)
+    mask: Tensor | None,  # (N,)
+    advantages: Tensor,
+    mode: Tensor,
+    old_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    sampler_logprobs: Tensor | None,
+    weights: Tensor | None,
+    loss_type: str | None,
+    max_completion_length: int | None,
+    entropy_coef: Sequence[float],
+    kl_coef: Sequence[float],
+    surrogate: str,
+    clip_low: float,
+    clip_high: float,
+    clip_delta: float | None,
+    sampler_cap: float,
+) -> tuple:
+    """The arguments of `reference.dual_mode_loss` from advantages on: what a caller has (...) as rows (N,)."""
+    if weights is not None and loss_type is not None:
+        raise ValueError("weights and loss_type are two answers to one question; give one of them")
+    if weights is None:
+        row_weights = normaliser(targets, mask, logits, loss_type, max_completion_length)
+    else:
+        row_weights = float_vector("weights", weights, logits)
+    return (
+        float_vector("advantages", advantages, logits),
+        float_vector("old_logprobs", old_logprobs, logits),
+        float_vector("ref_logprobs", ref_logprobs, logits),
+        float_vector("sampler_logprobs", sampler_logprobs, logits),
+        row_weights,
+        *coefficients(mode, logits, entropy_coef=entropy_coef, kl_coef=kl_coef),
+        surrogate,
+        float(clip_low),
+        float(clip_high),
+        None if clip_delta is None else float(clip_delta),
+        float(sampler_cap),
+    )
+
+
 def normaliser(
     targets: Tensor, mask: Tensor | None, logits: Tensor, loss_type: str | None, max_completion_length: int | None
 ) -> Tensor:
     """Weight of each row (N,): 1 / number of valid tokens, or that of `loss_type`."""
-    dtype, valid = statistics_dtype(logits.dtype), valid_rows(targets, mask)
     if loss_type is None:
-        return valid.sum().clamp(min=1).to(dtype).reciprocal().expand(targets.shape).contiguous()
+        return mean_weights(targets, mask, logits)
     if loss_type == "dr_grpo" and max_completion_length is None:
         raise ValueError("loss_type='dr_grpo' divides by max_completion_length, which is not given")
     if logits.dim() < 2:
         raise ValueError(f"loss_type={loss_type!r} needs logits (..., T, V), got shape {tuple(logits.shape)}")
-    rows = valid.view(-1, max(1, logits.shape[-2])).to(dtype)
+    rows = valid_rows(targets, mask).view(-1, max(1, logits.shape[-2])).to(statistics_dtype(logits.dtype))
     return token_weights(rows, loss_type, max_completion_length=max_completion_length).reshape(-1)

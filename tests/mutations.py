@@ -29,6 +29,7 @@ TAIL = ("test_peer_mistakes.py test_vocabularies",)
 EDGES = ("test_edges.py moves_by_more or enormous or payload or not_moved",)
 PARTS = ("test_vocab_parallel.py test_parts_add_up",)
 ELSEWHERE = ("test_vocab_parallel.py TestTargetElsewhere",)
+HEAD = ("test_linear_handling.py every_backend",)
 UPSTREAM = ("test_peer_handling.py test_every_token",)
 
 TABLE = {
@@ -81,6 +82,32 @@ TABLE = {
     ],
     "autograd.py": [
         ("upstream_gradient_ignored", "ops.scale_rows_(formed, grad_losses.contiguous())", "pass", UPSTREAM),
+    ],
+    "linear_products.py": [
+        ("weight_gradient_of_the_last_chunk", "grad.t(), x, start=not self._started", "grad.t(), x, start=True", HEAD),
+        ("hidden_gradient_of_the_last_part",
+         "weight_part(part), start=part.start == 0", "weight_part(part), start=True", HEAD),
+        ("bias_gradient_of_the_last_chunk", "self.bias += grad_logits", "self.bias[:] = grad_logits", HEAD),
+        ("bias_missing", "_set_product(out[:, part], x, self.weight_part(part).t(), bias)",
+         "_set_product(out[:, part], x, self.weight_part(part).t(), None)", HEAD),
+        ("weight_gradient_in_16_bits", "return device.type == \"cpu\"", "return False", HEAD),
+    ],
+    "linear_chunks.py": [
+        ("tokens_that_do_not_count", "len(places) == self._count else places", "len(places) > 0 else places", HEAD),
+        ("vectors_of_the_first_tokens", "return x[self.index] if", "return x[: len(self.places(x.device))] if", HEAD),
+        ("keep_mask_of_the_first_tokens", "places, length = chunk.places(keep_mask.device),",
+         "places, length = 0 * chunk.places(keep_mask.device),", HEAD),
+    ],
+    "linear_losses.py": [
+        ("weights_missing", "losses = chunk.take(self.weights) * losses", "pass", HEAD),
+    ],
+    "linear_autograd.py": [
+        ("upstream_ignored", "scale_rows_(rows, upstream.expand", "scale_rows_(rows, (0 * upstream + 1).expand", HEAD),
+        ("upstream_ignored_again", "grads = (x * upstream for x in", "grads = (x * 1.0 for x in", HEAD),
+    ],
+    "linear_arguments.py": [
+        ("temperature_without_the_scale", "(temperature, like) * logit_scale,", "(temperature, like) * 1.0,", HEAD),
+        ("softcap_without_the_scale", "else softcap / logit_scale,", "else softcap,", HEAD),
     ],
     "cpu/policy_loss.h": [
         ("clip_bounds_swapped",

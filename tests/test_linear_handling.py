@@ -183,12 +183,24 @@ def test_compiled(function):
     assert relative_error(gradients_of(head, torch.compile(run, backend="aot_eager")(*head.leaves)), right) < 1e-6
 
 
-def test_every_backend(backend):
-    head = Head(tokens=9)
-    loss, _ = head.truth()
-    right = torch.autograd.grad(loss, head.exact)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_every_backend(backend, dtype, monkeypatch):
+    """Everything at once: chunks, parts of a widened weight, masked tokens, options, upstream, a second backward."""
+    monkeypatch.setattr("policy_split_kernels.linear_products.PART_BYTES", 10 * 8 * 4)
+    head, tolerance = Head(dtype=dtype), {torch.float64: 1e-6, torch.bfloat16: 2**-8}[dtype]
+    keep = torch.rand(23, 57, generator=torch.Generator().manual_seed(9)) > 0.2
+    options = {"keep_mask": keep.scatter(1, head.targets.clamp(min=0)[:, None], True)}
+    options |= {"temperature": torch.linspace(0.6, 1.5, 23), "softcap": 3.0, "logit_scale": 2.0}
+    loss, vectors = head.truth(**options)
+    right = torch.autograd.grad(loss, head.exact, retain_graph=True)
     for function in LOSSES:
-        assert relative_error(gradients_of(head, loss_of(head, function)), right) < 1e-5
+        ours = loss_of(head, function, **options)
+        assert ours.item() == pytest.approx(loss.item(), rel=1e-5)
+        for upstream in (3.0, -2.0):
+            gradients = gradients_of(head, upstream * ours, retain_graph=True)
+            assert relative_error([x / upstream for x in gradients], right) < tolerance
+    right = torch.autograd.grad((vectors[0] + vectors[1]).sum(), head.exact)
+    assert relative_error(gradients_of(head, loss_of(head, "statistics", **options)), right) < tolerance
 
 
 class TestLossFunction:

@@ -1,10 +1,6 @@
 """A vocabulary that is split: a target in another part, how the parts add up, and real groups of processes."""
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import cases
 import formulas
@@ -17,6 +13,7 @@ from policy_split_kernels.reference import ELSEWHERE, IGNORE_INDEX, statistics_d
 from policy_split_kernels.reference_loss import RowStatistics
 from policy_split_kernels.rows import as_rows, inverse_temperature_vector, keep_rows
 from policy_split_kernels.vocab_parallel import VocabShard, local_targets, shard_max, shard_sums, statistics_of_sums
+from processes import run_in_processes
 from test_properties import assert_gradients, assert_values, statistics_sizes
 
 from policy_split import DualModeLoss, dual_mode_loss, logprobs_and_entropy
@@ -158,28 +155,7 @@ def test_parts_add_up_in_any_case(backend, device, drawn, cuts):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes(tmp_path, processes):
-    """What vocab_parallel_processes.py asserts, in each process of a group."""
-    script = Path(__file__).with_name("vocab_parallel_processes.py")
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(script.parent),
-        "POLICY_SPLIT_BACKEND": "auto",
-    }
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", script, str(rank), str(processes), tmp_path / "meeting"],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(processes)
-    ]  # fmt: skip
-    try:
-        printed = [process.communicate(timeout=150)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for rank, (process, text) in enumerate(zip(started, printed, strict=True)):
-        assert process.returncode == 0, text
-        assert f"rank {rank} of {processes}: everything holds" in text
+    run_in_processes("vocab_parallel_processes.py", processes, tmp_path)
 
 
 def test_what_is_no_group(device):

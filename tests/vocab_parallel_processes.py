@@ -6,6 +6,7 @@ operation says of the whole, on every rank the same bits, and its gradient those
 
 import re
 import sys
+import warnings
 
 import formulas
 import pytest
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from policy_split_kernels.logprobs import logprobs_and_entropy
 from policy_split_kernels.reference import ELSEWHERE
 from policy_split_kernels.vocab_parallel import vocab_shard
+from processes import SAYS
 
 from policy_split.loss import DualModeLoss, dual_mode_loss
 
@@ -250,6 +252,8 @@ def check_errors(shard):
         with pytest.raises(IndexError, match=message):
             dual_mode_loss(own, wrong, **tokens, **group)
     check_statistics(shard, logits, targets, "after the errors")
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.grad(logprobs_and_entropy(own, targets, **group).logprobs.sum(), own, create_graph=True)
     with pytest.raises(ValueError, match="process_group"):
         dual_mode_loss(own * 1.0, targets, **tokens, **group, inplace_gradient=True)
     for wrong in ("world", 2, logits):
@@ -273,6 +277,22 @@ def check_shapes(shard):
     assert not out.logprobs.requires_grad
 
 
+def check_compiled(shard):
+    """torch.compile calls the collectives rather than tracing them, which would not end."""
+    logits, targets, _ = random_case(shard.sizes, torch.float32, seed=50)
+    own = shard.leaf(logits)
+
+    def total(x):
+        return sum(out.sum() for out in logprobs_and_entropy(x * 2.0, targets, process_group=shard.group))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute")  # dynamo's own look at what crosses a graph break
+        expected, actual = total(own), torch.compile(total, backend="eager")(own)
+    torch.testing.assert_close(actual, expected)
+    gradients = [torch.autograd.grad(loss, own)[0] for loss in (actual, expected)]
+    assert torch.equal(*gradients)
+
+
 def main(rank, processes, file):
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=int(rank), world_size=int(processes))
     torch.set_num_threads(1)
@@ -283,6 +303,8 @@ def main(rank, processes, file):
             check(shard)
     for check in (check_errors, check_shapes):
         check(shard)
+    if world == 2:
+        check_compiled(shard)
     pairs = [dist.new_group([k, k + world // 2]) for k in range(world // 2)]  # neighbours are in other groups
     check_options(Shard((5, 32), pairs[int(rank) % (world // 2)]))
     alone = [dist.new_group([k]) for k in range(world)]
@@ -291,7 +313,7 @@ def main(rank, processes, file):
         check(shard)
     dist.barrier()
     dist.destroy_process_group()
-    print(f"rank {rank} of {processes}: everything holds")
+    print(SAYS.format(rank=rank, processes=processes))
 
 
 if __name__ == "__main__":
