@@ -55,7 +55,8 @@ class Products:
         """Memory for the logits of so many tokens: (tokens, V) with aligned rows."""
         vocabulary, unit = len(self.weight), ROW_BYTES // self.logits_dtype.itemsize
         padded = -(-vocabulary // unit) * unit
-        return empty_dense((tokens, padded), self.logits_dtype, self.hidden.device)[:, :vocabulary]
+        shape, device = (tokens, padded), self.hidden.device
+        return empty_dense(shape, self.logits_dtype, device, temporary=True)[:, :vocabulary]
 
     def factor(self, index: Tensor | slice) -> Tensor:
         """The hidden states of some tokens, as the products take them: (n, D)."""

@@ -5,6 +5,7 @@ than computing a gradient in it. The blocks that were freed last wait for the ne
 the weight gradient of an LM head, or the two gradients of a divergence.
 """
 
+import math
 import mmap
 import threading
 import weakref
@@ -24,13 +25,16 @@ def empty_like_dense(x: Tensor) -> Tensor:
     return empty_dense(x.shape, x.dtype, x.device)
 
 
-def empty_dense(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """torch.empty, contiguous; from a kept block where there is one that fits."""
+def empty_dense(shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, temporary: bool = False) -> Tensor:
+    """torch.empty, contiguous; from a kept block where there is one that fits.
+
+    A block much too large serves only what is temporary: whoever keeps the tensor would keep all of it.
+    """
     shape = torch.Size(shape)
     nbytes = shape.numel() * dtype.itemsize
     if device.type != "cpu" or nbytes < SMALLEST:
         return torch.empty(shape, dtype=dtype, device=device)
-    block = _take(nbytes)
+    block = _take(nbytes, math.inf if temporary else 1.25 * nbytes)
     view = memoryview(block)
     # The storage holds the view, and nobody else does: when it goes, the last tensor on this memory has gone.
     weakref.finalize(view, _keep, block).atexit = False
@@ -49,10 +53,9 @@ def kept_bytes() -> int:
         return sum(map(len, _kept))
 
 
-def _take(nbytes: int) -> mmap.mmap:
+def _take(nbytes: int, most: float) -> mmap.mmap:
     with _lock:
-        # A block much too large is not used: memory in use stays what is needed.
-        fitting = [block for block in _kept if nbytes <= len(block) <= 1.25 * nbytes]
+        fitting = [block for block in _kept if nbytes <= len(block) <= most]
         nearest = min(fitting or _kept, key=lambda block: abs(len(block) - nbytes), default=None)
         if nearest is not None:
             _kept.remove(nearest)  # one that does not fit is let go: the new block takes its place

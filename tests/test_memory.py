@@ -43,6 +43,30 @@ def test_a_block_that_does_not_fit_is_let_go(large):
     assert memory.kept_bytes() == 0
 
 
+def test_a_temporary_takes_any_block_that_is_large_enough(large):
+    device = torch.device("cpu")
+    block = memory.empty_dense((memory.SMALLEST,), torch.float32, device)  # four times as large
+    slot = block.data_ptr()
+    del block
+    temporary = memory.empty_dense(large.shape, torch.float32, device, temporary=True)
+    assert temporary.data_ptr() == slot
+    assert memory.kept_bytes() == 0
+    del temporary
+    assert memory.kept_bytes() == 4 * memory.SMALLEST
+
+
+def test_two_blocks_are_kept_and_the_nearest_is_taken(large):
+    sizes = [memory.SMALLEST * k // 4 for k in (2, 1, 3)]
+    blocks = [memory.empty_dense((size,), torch.float32, torch.device("cpu")) for size in sizes]
+    _, small, high = (block.data_ptr() for block in blocks)
+    while blocks:
+        del blocks[0]
+    assert memory.kept_bytes() == 4 * memory.SMALLEST  # those that were freed last
+    assert memory.empty_like_dense(large).data_ptr() == small
+    assert memory.kept_bytes() == 4 * memory.SMALLEST
+    assert memory.empty_dense((sizes[2],), torch.float32, torch.device("cpu")).data_ptr() == high
+
+
 def test_small_gradients_are_left_to_torch():
     memory.free_memory()
     memory.empty_like_dense(torch.empty(1000))
