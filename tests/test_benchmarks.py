@@ -267,3 +267,20 @@ print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == "1"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_of_the_trainer_is_smaller_from_hidden_states():
+    """It prints nothing unless both ways have the same loss and gradient."""
+    sizes = ["--tokens", "600", "--vocabulary", "16384", "--width", "32", "--layers", "1", "--chunk-mib", "4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.trainer_memory", *sizes],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    logits, hidden = ([cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[-2:])
+    assert (logits[:2], hidden[:2]) == (["600", "logits"], ["600", "hidden states"])
+    assert int(logits[2]) > 37 > int(hidden[2])  # MiB of scoring; N x V of one row is 37.5
+    assert int(logits[3]) > int(hidden[3])
