@@ -4,7 +4,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,10 @@ from typing import Any
 from accelerate import Accelerator
 from transformers.utils import logging
 
-METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
+from .state_files import write_state
+from .whole_folder import ASIDE, damage, publish, remove, seal, sweep, sync
+
+METRICS, COMPLETIONS, SAMPLES, CHECKPOINTS = "metrics.jsonl", "completions.jsonl", "samples.jsonl", "checkpoints"
 
 
 @dataclass
@@ -23,11 +27,12 @@ class Progress:
     step: int = 0  # steps that are done
     num_tokens: int = 0  # generated so far, over all processes
     skipped: int = 0  # optimizer steps skipped in a row
+    entropy_coef: float = 0.0  # where the algorithm adapts it
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, float]:
         return dict(vars(self))
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, float]) -> None:
         vars(self).update(state)
 
 
@@ -44,65 +49,135 @@ def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def earlier_run(folder: Path) -> list[Path]:
-    files = [folder / name for name in (METRICS, COMPLETIONS) if (folder / name).exists()]
+    files = [folder / name for name in (METRICS, COMPLETIONS, SAMPLES) if (folder / name).exists()]
     return [*files, *checkpoints(folder)]
 
 
 def remove_earlier_run(folder: Path) -> None:
     for path in earlier_run(folder):
         if path.is_dir():
-            shutil.rmtree(path)
+            remove(path)
         else:
             path.unlink()
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The folder's checkpoints, the oldest first."""
+    """The checkpoints of a run's folder, the oldest first; whether they are whole is not looked at."""
     found = [
-        path for path in folder.glob("checkpoint-*") if path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name)
+        path
+        for path in (folder / CHECKPOINTS).glob("checkpoint-*")
+        if path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name)
     ]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(found, key=step_of)
+
+
+def stopped_before_first(folder: Path) -> bool:
+    """Whether a run has left no checkpoint and no final model: it can only start over, and loses nothing by it."""
+    return not checkpoints(folder) and not (folder / "config.json").exists()
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def find_checkpoint(folder: Path, resume: str | Path | bool) -> Path:
-    """The checkpoint of that path, or the folder's newest for True; FileNotFoundError if there is none."""
-    if resume is True:
-        found = checkpoints(folder)
-        if not found:
-            raise FileNotFoundError(f"resume_from_checkpoint=True: there is no checkpoint in {folder}")
-        return found[-1]
-    if not Path(resume).is_dir():
-        raise FileNotFoundError(f"resume_from_checkpoint={str(resume)!r}: there is no such folder")
-    return Path(resume)
+    """The checkpoint of that path, or for True the newest of the run's folder that is whole.
+
+    A damaged one is passed over with a warning that names the file. FileNotFoundError: there is none. ValueError: none
+    is whole, or the one that was asked for is not.
+    """
+    if resume is not True:
+        path = Path(resume)
+        if not path.is_dir():
+            raise FileNotFoundError(f"resume_from_checkpoint={str(resume)!r}: there is no such folder")
+        wrong = damage(path)
+        if wrong:
+            raise ValueError(f"resume_from_checkpoint={str(resume)!r} is not a whole checkpoint: {wrong}")
+        return path
+    found = checkpoints(folder)
+    if not found:
+        raise FileNotFoundError(f"resume_from_checkpoint=True: there is no checkpoint in {folder / CHECKPOINTS}")
+    passed_over = []
+    for path in reversed(found):
+        wrong = damage(path)
+        if wrong is None:
+            if passed_over:
+                warnings.warn(f"{'; '.join(passed_over)}: going on from {path.name} instead", stacklevel=2)
+            return path
+        passed_over.append(wrong)
+    raise ValueError(
+        f"resume_from_checkpoint=True: none of the {len(found)} checkpoints in {folder / CHECKPOINTS} is whole: "
+        f"{'; '.join(passed_over)}"
+    )
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, limit: int | None) -> Path:
-    """Save accelerate's whole state as checkpoint-<step>, then remove the oldest checkpoints beyond the limit."""
-    target = folder / f"checkpoint-{step}"
-    unfinished = folder / f"unfinished-{step}"
-    if accelerator.is_main_process:
+def save_checkpoint(
+    accelerator: Accelerator,
+    folder: Path,
+    step: int,
+    parts: Mapping[str, Any],
+    own: Mapping[str, Any],
+    limit: int | None,
+) -> Path:
+    """Save checkpoint-<step> as a whole or not at all, then remove the oldest checkpoints beyond the limit.
+
+    parts: name -> state of what is the same in every process, written by the main one; own: what each process has for
+    itself, written as <name>-<process>. The states are those that `write_state` takes. The checkpoint just written is
+    never removed, nor are those of later steps, which a resumed run passed over and will replace. OSError: the disk is
+    full or fails; what was half written is removed, and every older checkpoint is as it was.
+    """
+    parent = folder / CHECKPOINTS
+    target, unfinished = parent / f"checkpoint-{step}", parent / f"{ASIDE}{step}"
+    try:
+        if accelerator.is_main_process:
+            sweep(parent)
+            unfinished.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        for name, state in own.items():
+            write_state(unfinished, f"{name}-{accelerator.process_index}", state)
+        if accelerator.is_main_process:
+            for name, state in parts.items():
+                write_state(unfinished, name, state)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            seal(unfinished)
+            publish(unfinished, target)
+    except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(unfinished, target)
-        for path in checkpoints(folder)[: -limit if limit else None]:
-            if limit:
-                shutil.rmtree(path)
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"{target} could not be saved ({reason}); {usable(folder)}") from error
+    if accelerator.is_main_process and limit:
+        older = [path for path in checkpoints(folder) if step_of(path) <= step]
+        for path in older[:-limit]:
+            remove(path)
     accelerator.wait_for_everyone()
     return target
 
 
+def usable(folder: Path) -> str:
+    """What there is to go on from, for a message."""
+    whole = next((path for path in reversed(checkpoints(folder)) if damage(path) is None), None)
+    return f"the newest usable checkpoint is {whole}" if whole else "there is no checkpoint to go on from"
+
+
 def save_pretrained(accelerator: Accelerator, model: Any, tokenizer: Any, folder: Path) -> None:
-    """Model and tokenizer in Hugging Face's format, for `from_pretrained`."""
+    """Model and tokenizer in Hugging Face's format, for `from_pretrained`; each file is replaced as a whole."""
     state = accelerator.get_state_dict(model)
     bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if accelerator.is_main_process:
-        with _progress_bars(sys.stderr.isatty()):
-            bare.save_pretrained(folder, state_dict=state)
-        tokenizer.save_pretrained(folder)
+        unfinished = folder / f"{ASIDE}model"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        try:
+            with _progress_bars(sys.stderr.isatty()):
+                bare.save_pretrained(unfinished, state_dict=state)
+            tokenizer.save_pretrained(unfinished)
+            for path in unfinished.iterdir():
+                sync(path)
+                os.replace(path, folder / path.name)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        sync(folder)
     accelerator.wait_for_everyone()
 
 

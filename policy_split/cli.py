@@ -2,6 +2,8 @@
 
 policy-split train                              Countdown with a small model from scratch, on the CPU
 policy-split train --model NAME --dataset DATA --reward FILE.py:FUNCTION
+policy-split eval RUN_OR_MODEL [--against OTHER]  pass@k, diversity and KL of both modes, and a comparison
+policy-split report RUN [RUN ...]               runs as one HTML file: curves, tables, samples
 policy-split plot RUN                           a run's curves as a picture
 """
 
@@ -11,7 +13,8 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from . import countdown_job
+from . import countdown_job, eval_command, report
+from .checkpoints import stopped_before_first
 from .config import PolicySplitConfig
 from .data import load_prompts
 from .plot import plot_run
@@ -25,9 +28,9 @@ With --model, --dataset and --reward: any causal language model of transformers,
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, or 2 for arguments or data that are wrong, said in one line."""
+    """Run one command; returns 0, 2 for arguments or data that are wrong, said in one line, or 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"train": train, "plot": plot}
+    commands = {"train": train, "eval": eval_command.run, "report": report.run, "plot": plot}
     if not arguments or arguments[0] not in commands:
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(__doc__.strip(), file=sys.stdout if asked else sys.stderr)
@@ -35,8 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return commands[arguments[0]](arguments[1:])
     except (ValueError, TypeError, LookupError, ImportError, OSError) as error:
-        print(f"policy-split {arguments[0]}: error: {error}", file=sys.stderr)
+        said = "; ".join([str(error), *getattr(error, "__notes__", ())])
+        print(f"policy-split {arguments[0]}: error: {said}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stopped:
+        print(f"policy-split {arguments[0]}: {str(stopped) or 'stopped at once'}", file=sys.stderr)
+        return 130
 
 
 def train(arguments: list[str]) -> int:
@@ -45,14 +52,15 @@ def train(arguments: list[str]) -> int:
     own.add_argument("--dataset", help="JSON lines, parquet, a saved dataset or a hub name, with a `prompt` column.")
     own.add_argument("--eval_dataset", "--eval-dataset", help="The same for evaluation.")
     own.add_argument("--reward", action="append", help="module:function or file.py:function; may be repeated.")
-    own.add_argument("--resume", action="store_true", help="Go on from the newest checkpoint in output_dir.")
+    own.add_argument("--resume", action="store_true", help="Go on from the newest whole checkpoint in output_dir.")
     chosen, rest = own.parse_known_args(arguments)
     parser = HfArgumentParser(
         PolicySplitConfig, parents=[own], prog="policy-split train", description=TRAIN_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     if chosen.model is None:
-        parser.set_defaults(**countdown_job.DEFAULTS, output_dir=free_folder("runs/countdown"))
+        folder = (newest_folder if chosen.resume else free_folder)("runs/countdown")
+        parser.set_defaults(**countdown_job.DEFAULTS, output_dir=folder)
     config, *_ = parser.parse_args_into_dataclasses([*rest, *(["--help"] if "--help" in arguments else [])])
     if chosen.model is None:
         return train_countdown(config, chosen)
@@ -61,11 +69,9 @@ def train(arguments: list[str]) -> int:
 
 def train_countdown(config: PolicySplitConfig, chosen: argparse.Namespace) -> int:
     given = [name for name in ("dataset", "eval_dataset", "reward") if getattr(chosen, name)]
-    if given or chosen.resume:
-        raise ValueError(
-            f"--{(given or ['resume'])[0]} needs --model; without it the built-in Countdown task is trained"
-        )
-    results = countdown_job.run_countdown(config)
+    if given:
+        raise ValueError(f"--{given[0]} needs --model; without it the built-in Countdown task is trained")
+    results = countdown_job.run_countdown(config, resume=chosen.resume)
     print(f"\n{countdown_job.report(results)}\n\nresults: {Path(config.output_dir).absolute()}")
     return 0
 
@@ -75,10 +81,14 @@ def train_model(config: PolicySplitConfig, chosen: argparse.Namespace) -> int:
         if not getattr(chosen, name):
             raise ValueError(f"--model needs --{name} as well, such as --{name} {example}")
     evaluated = None if chosen.eval_dataset is None else load_prompts(chosen.eval_dataset)
+    starts_over = chosen.resume and stopped_before_first(Path(config.output_dir))
+    if starts_over:
+        print(f"{config.output_dir}: no checkpoint yet, the run starts over", file=sys.stderr)
+        config.overwrite_output_dir = True
     trainer = PolicySplitTrainer(
         chosen.model, None, chosen.reward, load_prompts(chosen.dataset), config, eval_dataset=evaluated
     )
-    trainer.train(resume_from_checkpoint=chosen.resume)
+    trainer.train(resume_from_checkpoint=chosen.resume and not starts_over)
     print(f"results: {Path(config.output_dir).absolute()}")
     return 0
 
@@ -97,6 +107,14 @@ def free_folder(path: str) -> str:
         number += 1
         candidate = f"{path}-{number}"
     return candidate
+
+
+def newest_folder(path: str) -> str:
+    """The newest of path, path-2, path-3, ... as `free_folder` has given them out; the path itself if there is none."""
+    number, newest = 1, path
+    while Path(candidate := path if number == 1 else f"{path}-{number}").exists():
+        number, newest = number + 1, candidate
+    return newest
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .algorithms import Algorithm, find_algorithm
 from .modes import HIGH_ENTROPY_PROMPT
 
 
@@ -74,6 +75,15 @@ class PolicySplitConfig:
         default=None, metadata={"help": 'JSON for the chat template, such as {"enable_thinking": false}.'}
     )
 
+    algorithm: str = _option(
+        "policy_split",
+        "policy_split, or a baseline of `algorithms.ALGORITHMS`: one policy of the normal prompt, which draws 2n "
+        "responses to each question, as many as both modes would.",
+    )
+    algorithm_settings: dict | str | None = field(
+        default=None,
+        metadata={"help": "JSON of a baseline's settings, such as {\"entropy_coef\": 0.05}. Not given: its paper's."},
+    )
     high_entropy_prompt: str = _option(HIGH_ENTROPY_PROMPT, "System prompt of the high-entropy mode.")
     normal_prompt: str | None = _option(None, "System prompt of the normal mode.")
     alpha: float = _option(0.5, "Share of the own mode in the bonus; 1 - alpha is the push away from the other mode.")
@@ -116,6 +126,9 @@ class PolicySplitConfig:
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "One weight per reward function. Not given: 1 each."}
     )
+    reward_timeout: float | None = _option(
+        None, "Seconds that a reward function may take for a step's responses; the run then stops, its state saved."
+    )
 
     learning_rate: float = _option(1e-6, "AdamW.")
     weight_decay: float = _option(0.0, "AdamW.")
@@ -142,6 +155,9 @@ class PolicySplitConfig:
     log_completions: bool = _option(
         False, "Write each response with its reward to completions.jsonl every logging_steps."
     )
+    sample_steps: int = _option(
+        50, "Steps between samples of both modes in samples.jsonl, with the entropy of each token; 0: none."
+    )
     save_steps: int = _option(500, "Steps between checkpoints; 0: none.")
     save_total_limit: int | None = _option(None, "Keep this many newest checkpoints. Not given: all.")
     eval_steps: int = _option(0, "Steps between evaluations of eval_dataset; 0: none.")
@@ -156,7 +172,15 @@ class PolicySplitConfig:
             allowed, expected = RULES.get(setting.name, (None, ""))
             if allowed and not _holds(allowed, value):
                 raise ValueError(f"{setting.name}={value!r} must be {expected}")
-        self.chat_template_kwargs = _parsed(self.chat_template_kwargs)
+        self.chat_template_kwargs = _parsed("chat_template_kwargs", self.chat_template_kwargs)
+        self.algorithm_settings = _parsed("algorithm_settings", self.algorithm_settings)
+        if self.chosen_algorithm.dual_mode and self.algorithm_settings:
+            raise ValueError("algorithm_settings are those of a baseline; policy_split has fields of its own")
+        if not self.chosen_algorithm.dual_mode and self.exact_kl:
+            raise ValueError(
+                f"algorithm={self.algorithm!r} has one mode: regularizer='loss', bonus_estimator='exact' and "
+                f"log_exact_kl compare two"
+            )
         if self.bf16 and self.fp16:
             raise ValueError("bf16=True and fp16=True exclude each other; choose one")
         if self.delta is not None and self.delta <= 1 + self.clip_high:
@@ -167,6 +191,11 @@ class PolicySplitConfig:
             )
         if self.kappa == math.inf:
             self.kappa = None
+
+    @property
+    def chosen_algorithm(self) -> Algorithm:
+        """The algorithm with its settings."""
+        return find_algorithm(self.algorithm).with_settings(**(self.algorithm_settings or {}))
 
     @property
     def clip_high(self) -> float:
@@ -200,13 +229,13 @@ def _holds(allowed: Callable[[Any], bool], value: Any) -> bool:
         return False
 
 
-def _parsed(kwargs: dict | str | None) -> dict | None:
+def _parsed(name: str, kwargs: dict | str | None) -> dict | None:
     try:
         parsed = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
     except json.JSONDecodeError as error:
-        raise ValueError(f"chat_template_kwargs={kwargs!r} must be a JSON object: {error}") from None
+        raise ValueError(f"{name}={kwargs!r} must be a JSON object: {error}") from None
     if not (parsed is None or isinstance(parsed, dict)):
-        raise ValueError(f"chat_template_kwargs={kwargs!r} must be a JSON object, got {type(parsed).__name__}")
+        raise ValueError(f"{name}={kwargs!r} must be a JSON object, got {type(parsed).__name__}")
     return parsed
 
 
@@ -281,6 +310,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "beta": NOT_NEGATIVE,
     "loss_type": _one_of("grpo", "dapo", "dr_grpo", "bnpo"),
     "reward_weights": (lambda x: x is None or all(map(math.isfinite, x)), "finite numbers, one per reward function"),
+    "reward_timeout": _or_none(POSITIVE),
     "learning_rate": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,
     "adam_beta1": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
@@ -292,6 +322,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_skipped_steps": COUNT_OR_ZERO,
     "logging_steps": COUNT,
     "report_to": (lambda x: isinstance(x, str), "a text: tracker names separated by commas, or 'none'"),
+    "sample_steps": COUNT_OR_ZERO,
     "save_steps": COUNT_OR_ZERO,
     "save_total_limit": _or_none(COUNT),
     "eval_steps": COUNT_OR_ZERO,

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .checkpoints import stopped_before_first
 from .config import PolicySplitConfig
 from .countdown import (
     HIGH_ENTROPY_PROMPT,
@@ -17,6 +18,7 @@ from .countdown import (
 )
 from .evaluate import KL_TITLES, evaluate_modes, format_table
 from .modes import encode_prompt
+from .runlog import replace_text
 from .trainer import PolicySplitTrainer
 from .warm_start import warm_start
 
@@ -35,10 +37,12 @@ DEFAULTS: dict[str, Any] = {
     "eta": 0.6,
     "share_correction": "truncated",
     "high_entropy_prompt": HIGH_ENTROPY_PROMPT,
-    "save_steps": 0,
+    "save_steps": 50,
+    "save_total_limit": 2,
 }
 # Large enough that the small model cannot learn the problems by heart, which would take the diversity away.
 TASK = Countdown(numbers=3, largest=12, largest_target=40)
+BEFORE = "before.json"  # the evaluation after the warm start, for a run that is resumed
 TRAIN_QUESTIONS, HELD_OUT_QUESTIONS, WARM_START_EXAMPLES, WARM_START_STEPS = 6000, 512, 8000, 1500
 
 
@@ -47,28 +51,40 @@ def run_countdown(
     *,
     warm_start_steps: int = WARM_START_STEPS,
     held_out_questions: int = HELD_OUT_QUESTIONS,
+    resume: bool = False,
 ) -> dict[str, Any]:
-    """Warm start, evaluate, train, evaluate again: writes results.json and table.md in config.output_dir."""
+    """Warm start, evaluate, train, evaluate again: writes results.json and table.md in config.output_dir.
+
+    resume: go on from the newest whole checkpoint in config.output_dir, with the first evaluation that before.json has
+    kept; a run that was stopped before its first checkpoint starts over. Raises what `PolicySplitTrainer` raises.
+    """
     started = time.perf_counter()
     tokenizer = countdown_tokenizer()
     model = countdown_model(tokenizer, seed=config.seed)
+    if resume and stopped_before_first(Path(config.output_dir)):
+        resume, config.overwrite_output_dir = False, True
     train = TASK.dataset(TRAIN_QUESTIONS, seed=config.seed)
     held_out = TASK.dataset(held_out_questions, seed=config.seed, held_out=True)
     trainer = PolicySplitTrainer(model, tokenizer, countdown_reward, train, config)
 
-    examples = warm_start_examples(TASK, WARM_START_EXAMPLES, seed=config.seed)
-    warm_start(
-        model,
-        tokenizer,
-        examples,
-        encode=lambda prompt, mode: encode_prompt(tokenizer, prompt, config.system_prompts[mode]),
-        steps=warm_start_steps,
-        seed=config.seed,
-    )
+    output = Path(config.output_dir)
+    output.mkdir(parents=True, exist_ok=True)  # a run stopped in its warm start is found again by its folder
     measured = (model, tokenizer, held_out, countdown_reward, config)
-    before = evaluate_modes(*measured, key=canonical)
+    if resume:
+        before = json.loads((output / BEFORE).read_text())
+    else:
+        warm_start(
+            model,
+            tokenizer,
+            warm_start_examples(TASK, WARM_START_EXAMPLES, seed=config.seed),
+            encode=lambda prompt, mode: encode_prompt(tokenizer, prompt, config.system_prompts[mode]),
+            steps=warm_start_steps,
+            seed=config.seed,
+        )
+        before = evaluate_modes(*measured, key=canonical)
+        replace_text(output / BEFORE, json.dumps(before, indent=1) + "\n")
     warm = time.perf_counter()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     trained = time.perf_counter()
     after = evaluate_modes(*measured, key=canonical)
     results = {
@@ -80,9 +96,8 @@ def run_countdown(
             "evaluation": time.perf_counter() - trained,
         },
     }
-    output = Path(config.output_dir)
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (output / "table.md").write_text(report(results) + "\n")
+    replace_text(output / "results.json", json.dumps(results, indent=1) + "\n")
+    replace_text(output / "table.md", report(results) + "\n")
     return results
 
 

@@ -1,23 +1,27 @@
 """How good and how different the answers of both modes are, on questions that were not trained on."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .comparison import summarize
 from .config import PolicySplitConfig
 from .data import as_prompts, longest_prompt
+from .evaluation_tables import markdown
 from .metrics import Sums, add_sums, means, rollout_sums, sum_and_count
 from .models import Policy, check_fit
 from .modes import MODE_NAMES, MODES
+from .question_scores import Key, correct_answers, question_scores
 from .rewards import RewardFunction, as_reward_functions, check_columns
 from .rollout import Rollout, make_rollout, score_rollout
 from .sampling import seed_of
 
-Key = Callable[[str], Hashable]
 KL_TITLES = {
     "kl_high_normal": "KL(high-entropy || normal)",
     "kl_normal_high": "KL(normal || high-entropy)",
@@ -53,11 +57,7 @@ def evaluate_modes(
     model, the questions and (config.seed, seed); random states and the model's mode are kept. Raises the errors of the
     trainer for bad data and rewards.
     """
-    policy, dataset = Policy(model, tokenizer), as_prompts(dataset, "the evaluation dataset")
-    functions = as_reward_functions(reward_funcs, config.reward_weights)
-    check_columns(functions, dataset.column_names)
-    longest = longest_prompt(tokenizer, dataset, config, "the evaluation dataset")
-    check_fit(model, tokenizer, longest, config.max_completion_length)
+    policy, dataset, functions = _checked(model, tokenizer, dataset, reward_funcs, config)
     training = model.training
     model.eval()
     try:
@@ -66,6 +66,43 @@ def evaluate_modes(
         )
     finally:
         model.train(training)
+
+
+def evaluate_in_detail(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    dataset: Dataset | Sequence[Mapping[str, Any]] | str,
+    reward_funcs: Any,
+    config: PolicySplitConfig,
+    num_samples: int = 64,
+    *,
+    key: Key = plain_text,
+    correct_reward: float = 1.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Both modes as `evaluate_modes` samples them, with pass@k, diversity, intervals and the numbers of each question.
+
+    Returns, ready for JSON, {"num_questions", "num_samples", "correct_reward", "modes": {"normal": m, "high_entropy":
+    m}, "kl_high_normal", "kl_normal_high", "questions": [prompt], "per_question": {name: [number]}}. m has `pass_at_k`
+    = {"1": s, "2": s, "4": s, ...}, unbiased, up to num_samples and 64, and `accuracy`, `distinct_correct`, `entropy`,
+    `mean_length`, `truncated`, `distinct_1` to `distinct_3`, as `question_scores` measures them; the KLs are exact. s:
+    {"mean", "low", "high"}, mean over the questions and 95 % bootstrap interval. Every question has the same weight,
+    whereas `evaluate_modes` gives it to every token: entropies and KLs of both differ by that. Two results on the same
+    questions are what `compare` takes. One process. Raises what `evaluate_modes` raises.
+    """
+    config = replace(config, log_exact_kl=True)
+    policy, dataset, functions = _checked(model, tokenizer, dataset, reward_funcs, config)
+    training, parts = model.training, []
+    model.eval()
+    try:
+        for _, rollout in _rollouts(policy, dataset, functions, config, num_samples, seed):
+            parts.append(question_scores(rollout, policy.end_ids, key, correct_reward))
+    finally:
+        model.train(training)
+    scores = {name: torch.cat([part[name] for part in parts]).tolist() for name in parts[0]}
+    counts = {"num_questions": len(dataset), "num_samples": num_samples, "correct_reward": correct_reward}
+    details = {"questions": list(dataset["prompt"]), "per_question": scores}
+    return counts | summarize(scores, num_samples, seed=seed) | details
 
 
 def evaluate_policy(
@@ -81,23 +118,14 @@ def evaluate_policy(
     accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
     """`evaluate_modes` without its checks; every process takes its share of the questions."""
-    if num_samples < 1:
-        raise ValueError(f"num_samples={num_samples} must be at least 1")
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     sums: Sums = {}
-    for start in range(0, len(dataset), config.prompts_per_step):
-        rows = range(start, min(start + config.prompts_per_step, len(dataset)))
-        # a process that has run out of questions still takes part in what others wait for, and counts nothing
-        mine = rows[rank::world] or rows[:1]
-        questions = [dataset[row] for row in mine]
-        draw = seed_of(config.seed, "evaluation", seed, mine[0])
-        rollout = make_rollout(policy, questions, functions, config, num_generations=num_samples, seed=draw)
-        score_rollout(policy, rollout, config)
-        if rows[rank::world]:
-            sums = add_sums(sums, rollout_sums(rollout) | _correctness(rollout, key, correct_reward))
+    for counts, rollout in _rollouts(policy, dataset, functions, config, num_samples, seed, rank, world):
+        own = rollout_sums(rollout) | _correctness(rollout, key, correct_reward)
+        if counts:
+            sums = add_sums(sums, own)
         elif not sums:
-            idle = rollout_sums(rollout) | _correctness(rollout, key, correct_reward)
-            sums = {name: (s * 0, c * 0) for name, (s, c) in idle.items()}
+            sums = {name: (s * 0, c * 0) for name, (s, c) in own.items()}
     flat = means(sums, accelerator)
     measures = {
         "accuracy": "reward",
@@ -135,7 +163,7 @@ def format_table(before: Mapping[str, Any], after: Mapping[str, Any] | None = No
         "entropy (nats/token)",
         "length (tokens)",
     ]
-    rows = [header, ["---"] * len(header)]
+    rows = [header]
     for mode in MODE_NAMES:
         for when, result in results.items():
             m = result[mode]
@@ -147,26 +175,58 @@ def format_table(before: Mapping[str, Any], after: Mapping[str, Any] | None = No
                 (m["mean_length"], 1),
             )
             rows.append([mode.replace("_", "-"), when, *(f"{value:.{places}f}" for value, places in digits)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    rows[1] = ["-" * width for width in widths]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
+    lines = [markdown(rows)]
     for name in KL_TITLES:
         values = ", ".join(f"{when} {result[name]:.3f}".strip() for when, result in results.items() if name in result)
         lines += ["", f"{KL_TITLES[name]}, nats/token: {values}"] if values else []
     return "\n".join(lines)
 
 
+def _checked(
+    model: PreTrainedModel, tokenizer: Any, dataset: Any, reward_funcs: Any, config: PolicySplitConfig
+) -> tuple[Policy, Dataset, list[tuple[RewardFunction, float]]]:
+    policy, dataset = Policy(model, tokenizer), as_prompts(dataset, "the evaluation dataset")
+    functions = as_reward_functions(reward_funcs, config.reward_weights, config.reward_timeout)
+    check_columns(functions, dataset.column_names)
+    longest = longest_prompt(tokenizer, dataset, config, "the evaluation dataset")
+    check_fit(model, tokenizer, longest, config.max_completion_length)
+    return policy, dataset, functions
+
+
+def _rollouts(
+    policy: Policy,
+    dataset: Dataset,
+    functions: Sequence[tuple[RewardFunction, float]],
+    config: PolicySplitConfig,
+    num_samples: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[bool, Rollout]]:
+    """Scored rollouts of this process's questions, config.prompts_per_step at a time, and whether each counts."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples={num_samples} must be at least 1")
+    starts = range(0, len(dataset), config.prompts_per_step)
+    bar = tqdm(starts, desc="evaluation", leave=False, disable=config.disable_tqdm if rank == 0 else True)
+    for start in bar:
+        rows = range(start, min(start + config.prompts_per_step, len(dataset)))
+        # a process that has run out of questions still takes part in what others wait for, and counts nothing
+        mine = rows[rank::world] or rows[:1]
+        questions = [dataset[row] for row in mine]
+        draw = seed_of(config.seed, "evaluation", seed, mine[0])
+        rollout = make_rollout(policy, questions, functions, config, num_generations=num_samples, seed=draw)
+        score_rollout(policy, rollout, config)
+        if not bar.disable:
+            latest = means(rollout_sums(rollout))
+            shown = [f"{mode}/{name}" for mode in MODE_NAMES for name in ("reward", "entropy")]
+            bar.set_postfix({name: f"{latest[name]:.3f}" for name in shown})
+        yield bool(rows[rank::world]), rollout
+
+
 def _correctness(rollout: Rollout, key: Key, correct_reward: float) -> Sums:
-    p, n = rollout.num_prompts, rollout.num_generations
-    own = len(rollout.texts)
-    correct = (rollout.rewards[:own] >= correct_reward).view(2, p, n)
-    texts, flags = rollout.texts, correct.flatten().tolist()
+    correct, distinct = correct_answers(rollout, key, correct_reward)
     sums: Sums = {}
     for mode in MODES:
-        groups = [range((mode * p + question) * n, (mode * p + question + 1) * n) for question in range(p)]
-        distinct = [float(len({key(texts[i]) for i in group if flags[i]})) for group in groups]
         sums[f"{MODE_NAMES[mode]}/best_of_n"] = sum_and_count(correct[mode].any(1))
-        sums[f"{MODE_NAMES[mode]}/distinct_correct"] = sum_and_count(torch.tensor(distinct, device=correct.device))
+        sums[f"{MODE_NAMES[mode]}/distinct_correct"] = sum_and_count(distinct[mode])
     return sums

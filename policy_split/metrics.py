@@ -18,26 +18,32 @@ Sums = dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count): what can be add
 def rollout_sums(rollout: Rollout) -> Sums:
     """Reward, entropy (nats per token) and length of each mode's own responses, and both KLs between the modes.
 
+    A mode that wrote nothing has none, and there is no KL where the responses are not shared.
+
     The KLs are k3 estimates over the sampled tokens and, where the rollout has its divergence, the exact ones at the
     same positions (`exact_kl_...`): their mean over the first-named mode's own tokens, nats.
     """
-    p, n = rollout.num_prompts, rollout.num_generations
-    blocks = {name: getattr(rollout, name).chunk(4) for name in ("mask", "rewards", "logprobs", "entropy")}
-    truncated = rollout.truncated.chunk(2)
+    names, count = ("mask", "rewards", "logprobs", "entropy"), len(rollout.blocks)
+    blocks = {name: getattr(rollout, name).chunk(count) for name in names}
     sums: Sums = {}
     for mode in MODES:
-        mask, rewards = blocks["mask"][mode], blocks["rewards"][mode].view(p, n)
-        spread = rewards.std(1) if n > 1 else torch.zeros_like(rewards[:, 0])
+        halves = rollout.halves(mode)
+        if not halves:
+            continue
+        mask, entropy = (torch.cat([blocks[name][half] for half in halves]) for name in ("mask", "entropy"))
+        truncated = torch.cat([rollout.truncated.chunk(2)[half] for half in halves])
+        rewards = torch.cat([blocks["rewards"][half].view(rollout.num_prompts, -1) for half in halves], 1)
+        spread = rewards.std(1) if rewards.shape[1] > 1 else torch.zeros_like(rewards[:, 0])
         values = {
             "reward": rewards,
             "reward_std": spread,
             "frac_reward_zero_std": rewards.amax(1) == rewards.amin(1),
-            "entropy": blocks["entropy"][mode][mask],
+            "entropy": entropy[mask],
             "completions/mean_length": mask.sum(1),
-            "completions/clipped_ratio": truncated[mode],
+            "completions/clipped_ratio": truncated,
         }
         sums |= {f"{MODE_NAMES[mode]}/{name}": sum_and_count(value) for name, value in values.items()}
-    for name, mode in (("kl_high_normal", HIGH_ENTROPY), ("kl_normal_high", NORMAL)):
+    for name, mode in (("kl_high_normal", HIGH_ENTROPY), ("kl_normal_high", NORMAL)) if rollout.shared else ():
         # block 3 - k holds the responses of block k under the other prompt
         kl = k3(blocks["logprobs"][mode], blocks["logprobs"][3 - mode])
         sums[f"policy_split/{name}"] = sum_and_count(kl[blocks["mask"][mode]])

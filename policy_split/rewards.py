@@ -9,6 +9,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from .time_limit import add_note, time_limited
+
 RewardFunction = Callable[..., Sequence[float | None]]
 
 
@@ -31,8 +33,13 @@ def load_reward(spec: str) -> RewardFunction:
     return function
 
 
-def as_reward_functions(reward_funcs: Any, weights: Sequence[float] | None) -> list[tuple[RewardFunction, float]]:
-    """(function, weight) pairs from one function or several, each callable or a text that `load_reward` takes."""
+def as_reward_functions(
+    reward_funcs: Any, weights: Sequence[float] | None, timeout: float | None = None
+) -> list[tuple[RewardFunction, float]]:
+    """(function, weight) pairs from one function or several, each callable or a text that `load_reward` takes.
+
+    timeout: seconds that a call of a function may take, see `time_limited`; None: no limit.
+    """
     given = [reward_funcs] if callable(reward_funcs) or isinstance(reward_funcs, str) else list(reward_funcs)
     functions = [load_reward(function) if isinstance(function, str) else function for function in given]
     if not functions:
@@ -45,6 +52,8 @@ def as_reward_functions(reward_funcs: Any, weights: Sequence[float] | None) -> l
         raise ValueError(
             f"reward_weights={weights} must have one weight for each of the {len(functions)} reward functions"
         )
+    if timeout is not None:
+        functions = [time_limited(function, timeout, reward_name(function)) for function in functions]
     return list(zip(functions, weights, strict=True))
 
 
@@ -78,7 +87,8 @@ def compute_rewards(
     Functions get the columns that their parameters name, all of them with **kwargs. Completions are texts for text
     prompts and [{"role": "assistant", "content": text}] for chat prompts, as in TRL. A function's None leaves it out of
     that sample's sum. Raises ValueError, naming function and sample, for a wrong number of rewards, NaN or infinity,
-    and for a sample that every function leaves out; TypeError for what is no number.
+    and for a sample that every function leaves out; TypeError for what is no number. What a function raises itself is
+    passed on with a note that names function and sample; to find it, the function is called for each sample alone.
     """
     chats = [not isinstance(prompt, str) for prompt in prompts]
     completions = [
@@ -106,7 +116,12 @@ def _call(function: RewardFunction, given: Mapping[str, Any], texts: Sequence[st
     parameters, name = _parameters(function), reward_name(function)
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = {parameter.name for parameter in parameters}
-    rewards = function(**{key: value for key, value in given.items() if takes_all or key in names})
+    arguments = {key: value for key, value in given.items() if takes_all or key in names}
+    try:
+        rewards = function(**arguments)
+    except Exception as error:
+        add_note(error, f"reward function {name}, {_failing_sample(function, arguments, texts)}")
+        raise
     rewards = rewards.tolist() if hasattr(rewards, "tolist") else rewards  # arrays and tensors
     if isinstance(rewards, (str, Mapping)) or not isinstance(rewards, Iterable):
         raise TypeError(
@@ -118,6 +133,16 @@ def _call(function: RewardFunction, given: Mapping[str, Any], texts: Sequence[st
     return [
         _checked(reward, name, sample, text) for sample, (reward, text) in enumerate(zip(rewards, texts, strict=True))
     ]
+
+
+def _failing_sample(function: RewardFunction, arguments: Mapping[str, Any], texts: Sequence[str]) -> str:
+    """Which sample makes the function fail, for a message: the first for which it fails alone."""
+    for sample, text in enumerate(texts):
+        try:
+            function(**{key: values[sample : sample + 1] for key, values in arguments.items()})
+        except Exception:
+            return f"sample {sample} ({text!r})"
+    return f"{len(texts)} samples at once; it does not fail for any of them alone"
 
 
 def _checked(reward: Any, name: str, sample: int, text: str) -> float | None:

@@ -18,13 +18,19 @@ from .modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
 from .rewards import RewardFunction, compute_rewards
 from .sampling import left_padded, sample, seeded, until_end
 
-# (mode of the prompt, mode that wrote the response): the order that dual_mode_advantages expects
+# (mode of the prompt, half of the responses): the first block of each half is that of the prompt that wrote it.
+# Each mode writes a half, and both halves are scored under both prompts: the order that dual_mode_advantages expects.
 BLOCKS = ((NORMAL, NORMAL), (HIGH_ENTROPY, HIGH_ENTROPY), (NORMAL, HIGH_ENTROPY), (HIGH_ENTROPY, NORMAL))
+# One policy, of the normal prompt, which writes both halves.
+SINGLE_BLOCKS = ((NORMAL, 0), (NORMAL, 1))
 
 
 @dataclass
 class Rollout:
-    """4*P*n rows in the order of BLOCKS, question-major inside a block; the first half is own prompts' responses."""
+    """P*n rows for each of its blocks, question-major inside a block; the first two are own prompts' responses.
+
+    The shapes below are those of BLOCKS, four of them; with SINGLE_BLOCKS there are 2*P*n rows.
+    """
 
     num_prompts: int  # P
     num_generations: int  # n
@@ -41,11 +47,21 @@ class Rollout:
     logprobs: Tensor | None = None  # (4*P*n, T) nats, filled by `score_rollout`
     entropy: Tensor | None = None  # (4*P*n, T) nats, filled by `score_rollout`
     divergence: Tensor | None = None  # (4*P*n, T) nats, KL(own mode || other mode), filled if config.exact_kl
+    blocks: tuple[tuple[int, int], ...] = BLOCKS
+
+    @property
+    def shared(self) -> bool:
+        """Whether every response stands under both prompts."""
+        return self.blocks == BLOCKS
+
+    def halves(self, mode: int) -> list[int]:
+        """Which halves of the responses the mode's prompt has written."""
+        return [half for half in (0, 1) if self.blocks[half][0] == mode]
 
     def response(self, row: int) -> int:
         """Which of the 2*P*n texts stands in the row."""
         block, place = divmod(row, self.num_prompts * self.num_generations)
-        return BLOCKS[block][1] * self.num_prompts * self.num_generations + place
+        return self.blocks[block][1] * self.num_prompts * self.num_generations + place
 
     def pair(self, response: int) -> list[int]:
         """The two rows of a response: under the normal prompt, then under the high-entropy one."""
@@ -85,23 +101,25 @@ def make_rollout(
     *,
     num_generations: int,
     seed: int,
+    blocks: tuple[tuple[int, int], ...] = BLOCKS,
 ) -> Rollout:
-    """Draw `num_generations` responses of each mode to each question, grade each once, and lay out the four blocks.
+    """Draw `num_generations` responses of each half to each question, grade each once, and lay out the blocks.
 
     A function of the policy, the questions and the seed: the global random state is kept. Raises what `encode_modes`
     and `compute_rewards` raise. Source: arXiv 2604.11510 section 3, rollout sharing.
     """
     prompts = [encode_modes(policy.tokenizer, q["prompt"], config, f"prompt {q['prompt']!r}") for q in questions]
-    by_mode = [prompt[mode] for mode in MODES for prompt in prompts]  # (2*P,)
+    written = [prompt[blocks[half][0]] for half in (0, 1) for prompt in prompts]  # (2*P,)
     with seeded(seed, policy.device):
-        completions = sample(policy, [ids for ids in by_mode for _ in range(num_generations)], config)
+        completions = sample(policy, [ids for ids in written for _ in range(num_generations)], config)
     completion_ids, lengths, truncated = until_end(completions, policy)
     owners = [question for _ in MODES for question in questions for _ in range(num_generations)]
     ids = [row[:length] for row, length in zip(completion_ids.tolist(), lengths, strict=True)]
     texts = policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
     columns = {name: [owner[name] for owner in owners] for name in questions[0] if name != "prompt"}
     rewards = compute_rewards(functions, [owner["prompt"] for owner in owners], texts, ids, columns)
-    return _share(policy, by_mode, completion_ids, lengths, truncated, rewards, texts, num_generations, config)
+    by_mode = [prompt[mode] for mode in MODES for prompt in prompts]
+    return _laid_out(policy, by_mode, completion_ids, lengths, truncated, rewards, texts, blocks, config)
 
 
 class Scores(NamedTuple):
@@ -163,7 +181,7 @@ def cut(rollout: Rollout, rows: Sequence[int], size: int, *, paired: bool = Fals
     ordered = sorted(rows, key=lambda row: (-rollout.completion_lengths[row], rollout.response(row)))
     size, half = max(2, size - size % 2), rollout.num_prompts * rollout.num_generations
     batches = (ordered[start : start + size] for start in range(0, len(ordered), size))
-    return [sorted(batch, key=lambda row: BLOCKS[row // half][0]) for batch in batches]
+    return [sorted(batch, key=lambda row: rollout.blocks[row // half][0]) for batch in batches]
 
 
 def optimizer_batches(rollout: Rollout, config: PolicySplitConfig, seed: int) -> list[list[int]]:
@@ -182,24 +200,25 @@ def optimizer_batches(rollout: Rollout, config: PolicySplitConfig, seed: int) ->
     return [[row for unit in shuffled[start : start + size] for row in units[unit]] for start in starts]
 
 
-def _share(
+def _laid_out(
     policy: Policy,
     prompts: Sequence[list[int]],  # (2*P,) mode-major
-    completion_ids: Tensor,  # (2*P*n, T) mode-major, question-major
+    completion_ids: Tensor,  # (2*P*n, T) of the first half, then the second; question-major
     lengths: list[int],
     truncated: Tensor,
     rewards: list[float],
     texts: list[str],
-    n: int,
+    blocks: tuple[tuple[int, int], ...],
     config: PolicySplitConfig,
 ) -> Rollout:
     p, device = len(prompts) // 2, completion_ids.device
-    prompt_modes, writer_modes = (torch.tensor(modes, device=device) for modes in zip(*BLOCKS, strict=True))
+    n = len(lengths) // len(prompts)
+    prompt_modes, halves = (torch.tensor(numbers, device=device) for numbers in zip(*blocks, strict=True))
     prompt_ids, _ = left_padded(prompts, policy)
     prompt_ids = prompt_ids.view(2, p, -1)[prompt_modes].repeat_interleave(n, 1).flatten(0, 1)
 
     def shared(x: Tensor) -> Tensor:
-        return x.view(2, p * n, *x.shape[1:])[writer_modes].flatten(0, 1)
+        return x.view(2, p * n, *x.shape[1:])[halves].flatten(0, 1)
 
     steps = torch.arange(completion_ids.shape[1], device=device)
     mask = steps < torch.tensor(lengths, device=device)[:, None]
@@ -210,13 +229,14 @@ def _share(
         prompt_ids=prompt_ids,
         completion_ids=shared(completion_ids),
         prompt_lengths=[
-            len(prompts[mode * p + question]) for mode, _ in BLOCKS for question in range(p) for _ in range(n)
+            len(prompts[mode * p + question]) for mode, _ in blocks for question in range(p) for _ in range(n)
         ],
-        completion_lengths=[length for _, mode in BLOCKS for length in lengths[mode * p * n : (mode + 1) * p * n]],
+        completion_lengths=[length for _, half in blocks for length in lengths[half * p * n : (half + 1) * p * n]],
         mode=prompt_modes.repeat_interleave(p * n),
         mask=shared(mask),
         train_mask=shared(train_mask),
         truncated=truncated,
         rewards=shared(torch.tensor(rewards, dtype=torch.float32, device=device)),
         texts=texts,
+        blocks=blocks,
     )

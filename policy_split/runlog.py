@@ -4,16 +4,24 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from .checkpoints import COMPLETIONS, METRICS, remove_earlier_run
+from .checkpoints import COMPLETIONS, METRICS, SAMPLES, remove_earlier_run
 from .config import PolicySplitConfig
+from .environment import environment
 from .launch import start_trackers
 from .rollout import Rollout
+from .samples import sample_rows
+from .whole_folder import sync
+
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+SAMPLES_OF_EACH_MODE = 2
 
 
 class RunLog:
@@ -22,7 +30,8 @@ class RunLog:
     def __init__(self, accelerator: Accelerator, config: PolicySplitConfig, *, resume: bool):
         self.accelerator, self.config, self.resume = accelerator, config, resume
         folder = Path(config.output_dir)
-        self.metrics, self.completions = JsonLines(folder / METRICS), JsonLines(folder / COMPLETIONS)
+        self.files = [JsonLines(folder / name) for name in (METRICS, COMPLETIONS, SAMPLES)]
+        self.metrics, self.completions, self.samples = self.files
         self.started = False
 
     def write(self, metrics: Mapping[str, float], rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -32,6 +41,10 @@ class RunLog:
         if not self.started:
             self._start(step)
         self.metrics.write(metrics)
+        every = self.config.sample_steps
+        if every and (step == 1 or step % every == 0):
+            for row in sample_rows(rollout, tokenizer, step, SAMPLES_OF_EACH_MODE):
+                self.samples.write(row)
         if step % self.config.logging_steps:
             return
         self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=step)
@@ -39,12 +52,17 @@ class RunLog:
             for row in rollout.responses(tokenizer):
                 self.completions.write({"step": step, **row})
 
+    def sync(self) -> None:
+        """Force the rows to disk: before a checkpoint of their step, which must not outlive them."""
+        for file in self.files:
+            file.sync()
+
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.metrics.close()
-        self.completions.close()
+        for file in self.files:
+            file.close()
         for tracker in self.accelerator.trackers if self.started else ():
             tracker.finish()
 
@@ -52,11 +70,19 @@ class RunLog:
         """Clear what an earlier run, or the steps of a resumed one after its checkpoint, have left."""
         self.started = True
         if self.resume:
-            self.metrics.keep_before(step)
-            self.completions.keep_before(step)
+            for file in self.files:
+                file.keep_before(step)
         elif self.config.overwrite_output_dir:
             remove_earlier_run(self.metrics.path.parent)
+        self._describe()
         start_trackers(self.accelerator, self.config)
+
+    def _describe(self) -> None:
+        """The settings and where they run, for people and for programs that do not have this one."""
+        folder = self.metrics.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / CONFIG, yaml.safe_dump(asdict(self.config), sort_keys=False, allow_unicode=True))
+        replace_text(folder / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
 
 
 class JsonLines:
@@ -71,25 +97,45 @@ class JsonLines:
         if self.file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115  (held open for the run, closed by `close`)
-        self.file.write((json.dumps({key: _finite(value) for key, value in row.items()}) + "\n").encode())
+        line = (json.dumps({key: _finite(value) for key, value in row.items()}) + "\n").encode()
+        while line:  # a disk that becomes full takes a part, and raises at the next
+            line = line[self.file.write(line) :]
 
     def keep_before(self, step: int) -> None:
         """Drop the rows of this step and later ones, which are to be written again, and a line that a crash cut off."""
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if not line.endswith("\n") or json.loads(line)["step"] >= step:
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            if not line.endswith("\n") or _step(line) >= step:
                 break
             kept.append(line)
-        rewritten = self.path.with_suffix(".tmp")
-        rewritten.write_text("".join(kept), encoding="utf-8")
-        os.replace(rewritten, self.path)
+        replace_text(self.path, "".join(kept))
+
+    def sync(self) -> None:
+        if self.file is not None:
+            os.fsync(self.file.fileno())
 
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
             self.file = None
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all."""
+    aside = path.with_name(f"{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    sync(aside)
+    os.replace(aside, path)
+
+
+def _step(line: str) -> float:
+    """The step of a row; infinite for what a machine that went down has left in the file."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError):
+        return math.inf
 
 
 def _finite(value: Any) -> Any:

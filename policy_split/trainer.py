@@ -21,19 +21,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, get_scheduler
 
 from .advantages import bonus_statistics, dual_mode_advantages
-from .checkpoints import (
-    Progress,
-    check_output_dir,
-    find_checkpoint,
-    save_checkpoint,
-    save_pretrained,
-)
+from .baseline_step import baseline_tokens
+from .checkpoints import Progress, check_output_dir, find_checkpoint, save_pretrained, usable
 from .config import PolicySplitConfig
 from .data import as_prompts, longest_prompt, question_indices
 from .evaluate import Key, evaluate_policy, flatten, plain_text
@@ -42,9 +38,21 @@ from .metrics import Sums, add_sums, means, rollout_sums, sum_and_count
 from .models import Policy, check_fit, enable_checkpointing, fuse_lm_head, load_model, load_tokenizer
 from .modes import MODE_NAMES
 from .rewards import as_reward_functions, check_columns
-from .rollout import Rollout, make_rollout, micro_batches, optimizer_batches, score, score_rollout
+from .rollout import (
+    BLOCKS,
+    SINGLE_BLOCKS,
+    Rollout,
+    make_rollout,
+    micro_batches,
+    optimizer_batches,
+    score,
+    score_rollout,
+)
+from .run_state import RunState
 from .runlog import RunLog
 from .sampling import seed_of
+from .stopping import StopRequest
+from .time_limit import add_note
 from .update import PolicyUpdate
 
 
@@ -75,7 +83,7 @@ class PolicySplitTrainer:
                 f"prompts_per_step={config.prompts_per_step} must be a multiple of the "
                 f"{self.accelerator.num_processes} processes"
             )
-        self.rewards = as_reward_functions(reward_funcs, config.reward_weights)
+        self.rewards = as_reward_functions(reward_funcs, config.reward_weights, config.reward_timeout)
         self.train_dataset = as_prompts(train_dataset, "train_dataset")
         self.eval_dataset = None if eval_dataset is None else as_prompts(eval_dataset, "eval_dataset")
         if config.eval_steps and self.eval_dataset is None:
@@ -110,7 +118,7 @@ class PolicySplitTrainer:
         self.schedule = get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, self.max_steps)
         self.progress = Progress()
         self.update = PolicyUpdate(self.accelerator, self.policy, self.optimizer, config, self.progress)
-        self.accelerator.register_for_checkpointing(self.schedule, self.progress)
+        self.state = RunState(self.accelerator, unwrapped, optimizer, self.schedule, self.progress)
         self.output_dir = Path(config.output_dir)
 
     @property
@@ -123,33 +131,82 @@ class PolicySplitTrainer:
     def train(self, resume_from_checkpoint: str | Path | bool = False) -> dict[str, float]:
         """Train to the last step and save the model in output_dir; returns the metrics of the last step.
 
-        resume_from_checkpoint: a checkpoint's path, or True for the newest in output_dir; the run goes on exactly as if
-        it had not stopped. FileExistsError: output_dir holds another run. FloatingPointError: too many steps without a
-        finite gradient.
+        resume_from_checkpoint: a checkpoint's path, or True for the newest in output_dir that is whole; the run goes on
+        exactly as if it had not stopped. FileExistsError: output_dir holds another run. FloatingPointError: too many
+        steps without a finite gradient. OSError: a checkpoint could not be saved. KeyboardInterrupt: after Ctrl-C or
+        SIGTERM, once the step is finished and saved. Whatever a step raises, the last finished step is saved first,
+        unless weights have moved since, or other processes would have to take part; a note of the error says where to
+        go on.
         """
         config, resume = self.config, bool(resume_from_checkpoint)
         check_output_dir(self.output_dir, resume=resume, overwrite=config.overwrite_output_dir)
         if resume:
-            self.accelerator.load_state(str(find_checkpoint(self.output_dir, resume_from_checkpoint)))
+            self.state.load(find_checkpoint(self.output_dir, resume_from_checkpoint))
+        if config.save_steps:
+            self.state.check_supported()
         metrics: dict[str, float] = {}
         disable = config.disable_tqdm if self.accelerator.is_main_process else True
         with (
             RunLog(self.accelerator, config, resume=resume) as log,
             tqdm(total=self.max_steps, initial=self.progress.step, desc="policy split", disable=disable) as bar,
+            StopRequest() as stop,
         ):
             while self.progress.step < self.max_steps:
-                metrics, rollout = self.step()
+                metrics, rollout = self._finished_step(log)
                 done = self.progress.step
-                if config.eval_steps and done % config.eval_steps == 0:
-                    metrics |= flatten(self.evaluate(), "eval")
                 log.write(metrics, rollout, self.tokenizer)
-                if config.save_steps and done % config.save_steps == 0:
-                    save_checkpoint(self.accelerator, self.output_dir, done, config.save_total_limit)
+                stopped = self._any_process(stop.asked)
+                if stopped or (config.save_steps and done % config.save_steps == 0):
+                    log.sync()
+                    self.state.save(self.output_dir, config.save_total_limit)
                 shown = [f"{mode}/{name}" for mode in MODE_NAMES for name in ("reward", "entropy")]
-                bar.set_postfix({name: f"{metrics[name]:.3f}" for name in shown}, refresh=False)
+                shown = {name: f"{metrics[name]:.3f}" for name in shown if name in metrics}
+                bar.set_postfix(shown, refresh=False)
                 bar.update()
+                if stopped:
+                    raise KeyboardInterrupt(f"stopped after step {done} of {self.max_steps}, which is saved")
         self.save_model()
         return metrics
+
+    def _finished_step(self, log: RunLog) -> tuple[dict[str, float], Rollout]:
+        """A step and the evaluation that is due after it; if one of them fails, the run's state is saved first."""
+        every = self.config.eval_steps
+        try:
+            metrics, rollout = self.step()
+        except Exception as error:
+            self._keep_state(error)
+            raise
+        self.state.mark()
+        if every and self.progress.step % every == 0:
+            try:
+                metrics |= flatten(self.evaluate(), "eval")
+            except Exception as error:
+                log.write(metrics, rollout, self.tokenizer)
+                log.sync()
+                self._keep_state(error)
+                raise
+            self.state.mark()  # rewards may have drawn random numbers
+        return metrics, rollout
+
+    def _keep_state(self, error: Exception) -> None:
+        """Save the last finished step if that can be done, and note on the error where the run can go on."""
+        step = self.state.finished
+        together = self.accelerator.num_processes == 1 or isinstance(error, FloatingPointError)
+        try:
+            if step and step != self.state.saved and self.state.whole and together:
+                self.state.save(self.output_dir, self.config.save_total_limit)
+        except (OSError, NotImplementedError) as failed:
+            add_note(error, str(failed))
+            return
+        if step:
+            add_note(error, f"{step} steps are finished; {usable(self.output_dir)}")
+
+    def _any_process(self, asked: bool) -> bool:
+        """Whether any process was asked: signals do not reach all of them during the same step."""
+        if self.accelerator.num_processes == 1:
+            return asked
+        flag = torch.tensor(float(asked), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum"))
 
     def step(self) -> tuple[dict[str, float], Rollout]:
         """One step: rollout, rewards, sharing, old log-probs, advantages, updates: (metrics, rollout)."""
@@ -163,18 +220,21 @@ class PolicySplitTrainer:
             batches = micro_batches(rollout, rows, config)
             ref_logprobs = score(self.reference, rollout, batches, config.temperature).logprobs
         sums = rollout_sums(rollout)
-        advantages, bonus_sums = self.advantages(rollout)
-        sums |= bonus_sums
+        if config.chosen_algorithm.dual_mode:
+            (advantages, bonus_sums), chosen = self.advantages(rollout), None
+            sums |= bonus_sums
+        else:
+            advantages, chosen = self.baseline(rollout, means(sums, self.accelerator)["normal/entropy"])
         learning_rate = self.schedule.get_last_lr()[0]
         batches = optimizer_batches(rollout, config, seed_of(config.seed, "rows", self.progress.step))
         for number, rows in enumerate(batches * config.num_iterations):
             old_logprobs = None if number == 0 else rollout.logprobs
-            sums = add_sums(sums, self.update.step(rollout, rows, advantages, old_logprobs, ref_logprobs))
+            sums = add_sums(sums, self.update.step(rollout, rows, advantages, old_logprobs, ref_logprobs, chosen))
         with warnings.catch_warnings():  # torch's, if the very first optimizer step was skipped
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self.schedule.step()
         self.progress.step += 1
-        tokens = rollout.mask.sum() / 2  # each response stands in two rows
+        tokens = rollout.mask.sum() * 2 / len(rollout.blocks)  # a response that is shared stands in two rows
         self.progress.num_tokens += int(self.accelerator.reduce(tokens, reduction="sum"))
         metrics: dict[str, float] = {"step": self.progress.step}
         metrics["epoch"] = self.progress.step * config.prompts_per_step / len(self.train_dataset)
@@ -189,9 +249,9 @@ class PolicySplitTrainer:
         indices = question_indices(len(self.train_dataset), config.seed, step, config.prompts_per_step)
         questions = [self.train_dataset[index] for index in indices[rank::world]]
         seed = seed_of(config.seed, "rollout", step, rank)
-        return make_rollout(
-            self.policy, questions, self.rewards, config, num_generations=config.num_generations, seed=seed
-        )
+        blocks = BLOCKS if config.chosen_algorithm.dual_mode else SINGLE_BLOCKS
+        options = {"num_generations": config.num_generations, "seed": seed, "blocks": blocks}
+        return make_rollout(self.policy, questions, self.rewards, config, **options)
 
     def advantages(self, rollout: Rollout) -> tuple[Tensor, Sums]:
         """Token-level advantages (4*P*n, T), and what became of the bonus; with regularizer="loss" there is none."""
@@ -205,6 +265,22 @@ class PolicySplitTrainer:
         clamped, dead = bonus_statistics(*arguments, **options)
         names = ("policy_split/bonus_clamped_frac", "policy_split/bonus_dead_frac")
         return advantages, dict(zip(names, (sum_and_count(clamped), sum_and_count(dead)), strict=True))
+
+    def baseline(self, rollout: Rollout, entropy: float) -> tuple[Tensor, Tensor | None]:
+        """Advantages (2*P*n, T) of a baseline and the tokens that its loss treats differently; others do not train.
+
+        entropy: of the rollout, nats per token, by which an adaptive coefficient of the entropy term moves.
+        """
+        algorithm, progress = self.config.chosen_algorithm, self.progress
+        seed = seed_of(self.config.seed, "baseline", progress.step, self.accelerator.process_index)
+        tokens = baseline_tokens(algorithm, rollout, seed)
+        rollout.train_mask = tokens.mask
+        if algorithm.entropy_control is not None:
+            control = algorithm.entropy_control(algorithm.settings)
+            control.load_state_dict({"coefficient": progress.entropy_coef})
+            self.update.entropy_coef = control.update(entropy)
+            progress.entropy_coef = control.coefficient
+        return tokens.advantages, tokens.chosen
 
     def evaluate(
         self, dataset: Any = None, num_samples: int | None = None, *, key: Key = plain_text, correct_reward: float = 1.0

@@ -1,21 +1,26 @@
 """One optimizer step of the clipped dual-mode loss, in micro-batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from policy_split_kernels.linear import linear_token_loss
+from policy_split_kernels.logprobs import logprobs_and_entropy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .algorithms import LossVectors
+from .baseline_step import baseline_loss
 from .checkpoints import Progress
 from .config import PolicySplitConfig
 from .linear_loss import linear_dual_mode_loss
 from .loss import DualModeLossOutput, dual_mode_loss
 from .loss_weights import token_weights
-from .metrics import Sums, add_sums, sum_and_count
+from .metrics import Sums, add_sums, k3, sum_and_count
 from .models import Policy
 from .modes import MODE_NAMES, MODES
 from .regularizer import entropy_coefficients, mode_push, push_coefficients
@@ -31,6 +36,7 @@ class PolicyUpdate:
     optimizer: Optimizer
     config: PolicySplitConfig
     progress: Progress
+    entropy_coef: float = 0.0  # of a baseline that adapts it; it takes the place of the one in its settings
 
     def step(
         self,
@@ -39,6 +45,7 @@ class PolicyUpdate:
         advantages: Tensor,  # (4*P*n, T)
         old_logprobs: Tensor | None,  # (4*P*n, T); None: the policy is still the one that sampled, the ratio is 1
         ref_logprobs: Tensor | None,  # (4*P*n, T)
+        chosen: Tensor | None = None,  # (4*P*n, T) bool: what a baseline's loss treats differently
     ) -> Sums:
         """One step over some rows. Weights are those of all its rows together: how they are cut changes nothing.
 
@@ -53,7 +60,7 @@ class PolicyUpdate:
         for number, micro_batch in enumerate(batches, 1):
             last = number == len(batches)
             with nullcontext() if last else self.accelerator.no_sync(self.policy.model):
-                out = self.backward(rollout, micro_batch, advantages, old_logprobs, ref_logprobs, weights)
+                out = self.backward(rollout, micro_batch, advantages, old_logprobs, ref_logprobs, weights, chosen)
             loss += out.loss.detach()
             mode = rollout.mode[micro_batch]
             clipped = {f"{MODE_NAMES[m]}/clip_ratio": (out.clipped[mode == m].sum().double(), 0.0) for m in MODES}
@@ -68,7 +75,7 @@ class PolicyUpdate:
         One row at least, so that the optimizer makes its step; all of them where processes wait for each other.
         """
         config = self.config
-        other_terms = config.beta > 0 or any(entropy_coefficients(config))
+        other_terms = config.beta > 0 or any(self._entropy_coefficients()) or self._own_loss
         if other_terms or config.regularizer == "loss" or self.accelerator.num_processes > 1:
             return rows
         counts = (advantages != 0).any(1).tolist()
@@ -82,6 +89,7 @@ class PolicyUpdate:
         old_logprobs: Tensor | None,
         ref_logprobs: Tensor | None,
         weights: Tensor,
+        chosen: Tensor | None = None,
     ) -> DualModeLossOutput:
         """Adds the gradient of one micro-batch (B, T) to the model's; the output's vectors are (B, T)."""
         config = self.config
@@ -95,14 +103,19 @@ class PolicyUpdate:
             "ref_logprobs": None if ref_logprobs is None else ref_logprobs[rows, :length],
             "mask": mask,
             "weights": weights,
-            "entropy_coef": entropy_coefficients(config),
+            "entropy_coef": self._entropy_coefficients(),
             "kl_coef": (config.beta, config.beta),
             "temperature": config.temperature,
             "clip_low": config.epsilon,
             "clip_high": config.clip_high,
             "clip_delta": config.delta,
         }
-        if self.policy.fused:
+        arguments |= {name: x for name, x in self._settings.items() if name in ("clip_low", "clip_high")}
+        if self._own_loss:
+            out = self._baseline(
+                input_ids, attention_mask, arguments, None if chosen is None else chosen[rows, :length]
+            )
+        elif self.policy.fused:
             head_fn = partial(linear_dual_mode_loss, chunk_bytes=self.policy.chunk_bytes, **arguments)
             out = self.policy.completion_head(input_ids, attention_mask, length, head_fn)
         else:
@@ -113,6 +126,58 @@ class PolicyUpdate:
             out = out._replace(loss=out.loss + push)
         self.accelerator.backward(out.loss)
         return out
+
+    @property
+    def _settings(self) -> Mapping[str, Any]:
+        algorithm = self.config.chosen_algorithm
+        return {} if algorithm.dual_mode else algorithm.settings
+
+    @property
+    def _own_loss(self) -> bool:
+        """Whether a baseline has another loss than the clipped one."""
+        return "loss" in self.config.chosen_algorithm.changes
+
+    def _entropy_coefficients(self) -> tuple[float, float]:
+        """Of each mode: the settings' own, and what a baseline adds to that of its one mode."""
+        normal, high = entropy_coefficients(self.config)
+        adapts = self.config.chosen_algorithm.entropy_control is not None
+        return normal + (self.entropy_coef if adapts else self._settings.get("entropy_coef", 0.0)), high
+
+    def _baseline(
+        self, input_ids: Tensor, attention_mask: Tensor | None, arguments: dict[str, Any], chosen: Tensor | None
+    ) -> DualModeLossOutput:
+        """A baseline's own loss of the tokens that those arguments of `dual_mode_loss` (B, T) describe."""
+        policy, names = self.policy, ("targets", "mask", "temperature")
+        tokens = {name: arguments[name] for name in ("advantages", "old_logprobs", "ref_logprobs")}
+        advantages, old, ref = (None if x is None else x.flatten() for x in tokens.values())
+        clip = {name: arguments[name] for name in ("clip_low", "clip_high")}
+        vectors = LossVectors(advantages, old, None if chosen is None else chosen.flatten())
+        loss_fn = baseline_loss(
+            self.config.chosen_algorithm, vectors, ref, entropy_coef=arguments["entropy_coef"][0],
+            kl_coef=self.config.beta, **clip,
+        )  # fmt: skip
+        options, length = {name: arguments[name] for name in names}, arguments["targets"].shape[1]
+        if policy.fused:
+            head_fn = partial(
+                linear_token_loss,
+                loss_fn=loss_fn,
+                weights=arguments["weights"],
+                chunk_bytes=policy.chunk_bytes,
+                **options,
+            )
+            loss, _, logprobs, entropy = policy.completion_head(input_ids, attention_mask, length, head_fn)
+        else:
+            logits = policy.completion_logits(input_ids, attention_mask, length)
+            logprobs, entropy = logprobs_and_entropy(logits, **options)
+            index = arguments["mask"].flatten().nonzero().squeeze(-1)
+            losses = loss_fn(logprobs.flatten()[index], entropy.flatten()[index], index)
+            loss = (arguments["weights"].flatten()[index] * losses).sum()
+        logprobs, entropy = logprobs.detach(), entropy.detach()
+        kl = torch.zeros_like(logprobs) if ref is None else k3(logprobs, tokens["ref_logprobs"])
+        ratio = torch.ones_like(logprobs) if old is None else (logprobs - tokens["old_logprobs"]).exp()
+        bound = ratio.clamp(1 - clip["clip_low"], 1 + clip["clip_high"])
+        clipped = arguments["mask"] & (bound * tokens["advantages"] < ratio * tokens["advantages"])
+        return DualModeLossOutput(loss, logprobs, entropy, kl, clipped)
 
     def _weights(self, mask: Tensor, rows: Sequence[int]) -> Tensor:
         """(4*P*n, T): those of the loss type, 0 for rows that are not in this step."""

@@ -1,6 +1,7 @@
 """The commands as a user gives them: real runs, small, and what is said when an argument is wrong."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from policy_split import cli, countdown_job
 from policy_split.config import PolicySplitConfig
+from policy_split.trainer import PolicySplitTrainer
 
 QUICK = ["--use_cpu", "true", "--disable_tqdm", "true", "--max_steps", "2", "--save_steps", "0"]
 
@@ -51,6 +53,53 @@ def test_evaluation_data_are_used(saved, tmp_path):
     assert last["eval/normal/accuracy"] == 1.0
 
 
+def last_step(folder):
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_exits_130_and_the_run_is_resumed(saved, tmp_path, capsys, number):
+    (tmp_path / "rewards.py").write_text(
+        "import os\ndef reward(prompts, completions, **columns):\n"
+        f"    os.kill(os.getpid(), {int(number)})\n    return [1.0] * len(prompts)\n"
+    )
+    assert cli.main(arguments(saved)) == 130
+    assert "policy-split train: stopped after step 1 of 2, which is saved" in capsys.readouterr().err
+    (tmp_path / "rewards.py").write_text("def reward(prompts, **columns): return [1.0] * len(prompts)\n")
+    assert cli.main([*arguments(saved), "--resume"]) == 0
+    assert last_step(tmp_path / "run") == 2
+
+
+def test_ctrl_c_of_a_process_exits_130(saved, tmp_path):
+    (tmp_path / "rewards.py").write_text(
+        "import time\ndef reward(prompts, completions, **columns):\n    print('here', flush=True)\n    time.sleep(30)\n"
+    )
+    command = [sys.executable, "-m", "policy_split.cli", *arguments(saved)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGINT)
+        assert any("SIGINT: finishing the step" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        assert "policy-split train: stopped at once" in process.stderr.read()
+    assert process.returncode == 130
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(saved, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 1}\n{"step": 2')
+    assert cli.main([*arguments(saved), "--resume"]) == 0
+    assert "no checkpoint yet, the run starts over" in capsys.readouterr().err
+    assert last_step(tmp_path / "run") == 2
+    assert cli.main([*arguments(saved), "--resume"]) == 2  # it has ended, without checkpoints: not done again
+    assert "there is no checkpoint" in capsys.readouterr().err
+
+
+def test_a_failing_reward_function_is_said_with_its_sample(saved, tmp_path, capsys):
+    (tmp_path / "rewards.py").write_text("def reward(completions, **columns): raise LookupError('mine')\n")
+    assert cli.main(arguments(saved)) == 2
+    assert "error: mine; reward function reward, sample 0 (" in capsys.readouterr().err
+
+
 def test_the_main_job_writes_what_it_measured(tmp_path):
     settings = {**countdown_job.DEFAULTS, "max_steps": 1, "prompts_per_step": 8, "num_generations": 2}
     config = PolicySplitConfig(**settings, output_dir=str(tmp_path / "run"), use_cpu=True, disable_tqdm=True)
@@ -69,6 +118,35 @@ def test_the_main_job_writes_what_it_measured(tmp_path):
     again = PolicySplitConfig(**settings, output_dir=str(tmp_path / "again"), use_cpu=True, disable_tqdm=True)
     repeated = countdown_job.run_countdown(again, warm_start_steps=3, held_out_questions=8)
     assert (repeated["before"], repeated["after"]) == (results["before"], results["after"])
+
+
+def test_the_main_job_goes_on_after_a_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(countdown_job, "TRAIN_QUESTIONS", 50)
+    monkeypatch.setattr(countdown_job, "WARM_START_EXAMPLES", 50)
+    settings = {**countdown_job.DEFAULTS, "max_steps": 2, "prompts_per_step": 4, "num_generations": 2, "save_steps": 1}
+
+    def job(name, *, resume=False):
+        config = PolicySplitConfig(**settings, output_dir=str(tmp_path / name), use_cpu=True, disable_tqdm=True)
+        return countdown_job.run_countdown(config, warm_start_steps=2, held_out_questions=4, resume=resume)
+
+    def stops(*_, **__):
+        raise KeyboardInterrupt
+
+    whole = job("whole")
+    warm_start, step = countdown_job.warm_start, PolicySplitTrainer.step
+    monkeypatch.setattr(countdown_job, "warm_start", stops)
+    with pytest.raises(KeyboardInterrupt):
+        job("cut")
+    monkeypatch.setattr(countdown_job, "warm_start", warm_start)  # nothing to go on from: starts over
+    monkeypatch.setattr(PolicySplitTrainer, "step", lambda run: stops() if run.progress.step else step(run))
+    with pytest.raises(KeyboardInterrupt):
+        job("cut", resume=True)
+    monkeypatch.setattr(countdown_job, "warm_start", stops)  # not done twice
+    monkeypatch.setattr(PolicySplitTrainer, "step", step)
+    resumed = job("cut", resume=True)
+    assert (resumed["before"], resumed["after"]) == (whole["before"], whole["after"])
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert models[0] == models[1]
 
 
 def test_the_report_says_what_did_not_hold():
@@ -132,3 +210,5 @@ def test_an_earlier_run_is_not_written_over(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run-2").mkdir()
     assert cli.free_folder(str(tmp_path / "run")) == str(tmp_path / "run-3")
+    assert cli.newest_folder(str(tmp_path / "run")) == str(tmp_path / "run-2")
+    assert cli.newest_folder(str(tmp_path / "other")) == str(tmp_path / "other")

@@ -1,10 +1,12 @@
 """evaluate_modes: numbers counted by hand, nothing disturbed, a table that can be read."""
 
+import json
+
 import pytest
 import tiny
 import torch
 
-from policy_split.evaluate import evaluate_modes, format_table
+from policy_split.evaluate import evaluate_in_detail, evaluate_modes, format_table
 
 
 def evaluate(tmp_path, model=None, reward=tiny.reward, dataset=tiny.QUESTIONS, **options):
@@ -67,6 +69,115 @@ def test_same_seed_same_result_and_nothing_disturbed(tmp_path):
     assert first == second != other
     assert model.training
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_numbers_of_each_question(tmp_path):
+    """All of them counted again from what the reward function was given."""
+    seen = []
+
+    def has_a(prompts, completions, completion_ids):
+        seen.extend(zip(prompts, completions, completion_ids, strict=True))
+        return [float("a" in text) for text in completions]
+
+    model = tiny.model().train()
+    arguments = (model, tiny.tokenizer(), tiny.QUESTIONS, has_a, tiny.config(tmp_path), 5)
+    result = evaluate_in_detail(*arguments)
+    assert model.training
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert (result["num_questions"], result["num_samples"], result["correct_reward"]) == (6, 5, 1.0)
+    assert result["questions"] == [question["prompt"] for question in tiny.QUESTIONS]
+    end = tiny.WORDS.index("<eos>")
+    by_mode = {"normal": seen[:15] + seen[30:45], "high_entropy": seen[15:30] + seen[45:]}
+    for mode, responses in by_mode.items():
+        groups = [responses[start : start + 5] for start in range(0, 30, 5)]
+        expected = {name: [] for name in ("accuracy", "correct", "distinct_correct", "mean_length", "truncated")}
+        expected |= {f"distinct_{size}": [] for size in (1, 2, 3)}
+        for group in groups:
+            right = [text for _, text, _ in group if "a" in text]
+            ids = [list(tokens) for _, _, tokens in group]
+            expected["accuracy"].append(len(right) / 5)
+            expected["correct"].append(len(right))
+            expected["distinct_correct"].append(len({" ".join(text.split()) for text in right}))
+            expected["mean_length"].append(sum(map(len, ids)) / 5)
+            expected["truncated"].append(sum(tokens[-1] != end for tokens in ids) / 5)
+            words = [tokens[:-1] if tokens[-1] == end else tokens for tokens in ids]
+            for size in (1, 2, 3):
+                grams = [str(row[i : i + size]) for row in words for i in range(len(row) + 1 - size)]
+                expected[f"distinct_{size}"].append(len(set(grams)) / max(1, len(grams)))
+        for name, numbers in expected.items():
+            assert result["per_question"][f"{mode}/{name}"] == pytest.approx(numbers), name
+        measures = result["modes"][mode]
+        assert list(measures["pass_at_k"]) == ["1", "2", "4"]
+        assert measures["pass_at_k"]["1"]["mean"] == pytest.approx(measures["accuracy"]["mean"])
+        assert measures["mean_length"]["mean"] == pytest.approx(sum(expected["mean_length"]) / 6)
+        assert all(m["low"] <= m["mean"] <= m["high"] for name, m in measures.items() if name != "pass_at_k")
+    plain = evaluate_modes(*arguments)  # of the same responses
+    for mode in by_mode:
+        for name in ("accuracy", "distinct_correct", "mean_length"):
+            assert plain[mode][name] == pytest.approx(result["modes"][mode][name]["mean"])
+
+
+def test_entropy_and_kl_of_each_question_are_the_exact_ones(tmp_path):
+    """One token per response: both are known from the two distributions, whatever was sampled."""
+    model, config = tiny.model(scale=40.0).eval(), tiny.config(tmp_path, max_completion_length=1)
+    result = evaluate_in_detail(model, tiny.tokenizer(), tiny.QUESTIONS, tiny.reward, config, 3)
+    expected = {name: [] for name in ("kl_high_normal", "kl_normal_high", "normal/entropy", "high_entropy/entropy")}
+    for question in tiny.QUESTIONS:
+        with torch.no_grad():
+            normal, high = (
+                model(torch.tensor([[tiny.WORDS.index(word) for word in words.split()]])).logits[0, -1].log_softmax(-1)
+                for words in (question["prompt"], f"explore {question['prompt']}")
+            )
+        expected["kl_high_normal"].append((high.exp() * (high - normal)).sum().item())
+        expected["kl_normal_high"].append((normal.exp() * (normal - high)).sum().item())
+        expected["normal/entropy"].append(-(normal.exp() * normal).sum().item())
+        expected["high_entropy/entropy"].append(-(high.exp() * high).sum().item())
+    for name, numbers in expected.items():
+        assert result["per_question"][name] == pytest.approx(numbers, abs=1e-5)
+    assert result["kl_high_normal"]["mean"] == pytest.approx(sum(expected["kl_high_normal"]) / 6, abs=1e-5)
+    # every question has the weight of its tokens in the one, the same in the other: here they are equal
+    exact = evaluate_modes(
+        model, tiny.tokenizer(), tiny.QUESTIONS, tiny.reward,
+        tiny.config(tmp_path, max_completion_length=1, log_exact_kl=True), 3,
+    )  # fmt: skip
+    assert exact["exact_kl_high_normal"] == pytest.approx(result["kl_high_normal"]["mean"], abs=1e-5)
+
+
+def test_key_threshold_and_seed_in_detail(tmp_path):
+    def measured(reward=0.5, **options):
+        arguments = (tiny.model(), tiny.tokenizer(), tiny.QUESTIONS, lambda completions: [reward] * len(completions))
+        return evaluate_in_detail(*arguments, tiny.config(tmp_path), 3, **options)
+
+    everything = measured(correct_reward=0.5, key=lambda text: "one")
+    assert everything["per_question"]["normal/correct"] == [3.0] * 6
+    assert everything["per_question"]["normal/distinct_correct"] == [1.0] * 6
+    assert everything["modes"]["normal"]["pass_at_k"]["2"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    nothing = measured()
+    assert nothing["per_question"]["normal/correct"] == nothing["per_question"]["normal/distinct_correct"] == [0.0] * 6
+    assert nothing["modes"]["normal"]["accuracy"]["mean"] == 0.5
+    assert measured() == nothing != measured(seed=1)
+    with pytest.raises(ValueError, match="num_samples=0"):
+        evaluate_in_detail(tiny.model(), tiny.tokenizer(), tiny.QUESTIONS, tiny.reward, tiny.config(tmp_path), 0)
+
+
+def test_every_batch_has_draws_of_its_own(tmp_path):
+    seen = []
+
+    def noted(completions):
+        seen.append(completions)
+        return [0.0] * len(completions)
+
+    evaluate_modes(tiny.model(), tiny.tokenizer(), [{"prompt": "1 2"}] * 6, noted, tiny.config(tmp_path), 4)
+    assert len(seen) == 2
+    assert seen[0] != seen[1]
+
+
+def test_progress_is_shown_where_it_is_wanted(tmp_path, capsys):
+    arguments = (tiny.model(), tiny.tokenizer(), tiny.QUESTIONS, tiny.reward)
+    for disable, bar in ((True, False), (None, False), (False, True)):  # None: stderr is no terminal here
+        evaluate_modes(*arguments, tiny.config(tmp_path, disable_tqdm=disable), 2)
+        said = capsys.readouterr().err
+        assert all((words in said) == bar for words in ("evaluation", "normal/reward=", "high_entropy/entropy="))
 
 
 def test_bad_input(tmp_path):

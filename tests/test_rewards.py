@@ -1,13 +1,17 @@
 """Reward functions: what they get, how they are summed, and every way in which they can be wrong."""
 
 import math
+import re
+import signal
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 import pytest
 import torch
 
-from policy_split.rewards import as_reward_functions, check_columns, compute_rewards, load_reward
+from policy_split.rewards import as_reward_functions, check_columns, compute_rewards, load_reward, reward_name
 
 PROMPTS, TEXTS, IDS = ["p", "q"], ["x", "yy"], [[5], [6, 7]]
 
@@ -87,6 +91,96 @@ def test_a_functions_own_error_is_passed_on():
 
     with pytest.raises(KeyError, match="mine"):
         compute(broken)
+
+
+def test_a_functions_own_error_names_the_sample():
+    def broken(completions, answer):
+        return [1 / (len(text) - 2) for text in completions]
+
+    def broken_by_many(completions):
+        if len(completions) > 1:
+            raise RuntimeError("too many")
+        return [0.0]
+
+    with pytest.raises(ZeroDivisionError, match=r"\nreward function broken, sample 1 \('yy'\)$"):
+        compute(broken, answer=["x", "z"])
+    with pytest.raises(RuntimeError, match="broken_by_many, 2 samples at once; it does not fail for any of them alone"):
+        compute(broken_by_many)
+
+
+def compute_within(seconds, function, **columns):
+    return compute_rewards(as_reward_functions(function, None, seconds), PROMPTS, TEXTS, IDS, columns)
+
+
+def sleeps(completions):
+    time.sleep(30 if "yy" in completions else 0)
+    return [1.0] * len(completions)
+
+
+def sleeps_and_swallows(completions):
+    for _ in range(2):
+        try:
+            time.sleep(30 if "yy" in completions else 0)
+        except Exception:
+            return [0.0] * len(completions)
+    return [1.0] * len(completions)
+
+
+def sleeps_and_swallows_everything(completions):
+    try:
+        time.sleep(30 if "yy" in completions else 0)
+    except:  # noqa: E722  (what users write)
+        time.sleep(30)
+    return [1.0] * len(completions)
+
+
+def backtracks(completions):
+    return [float(bool(re.fullmatch("(a+)+b", "a" * (40 if text == "yy" else 1)))) for text in completions]
+
+
+@pytest.mark.parametrize("function", [sleeps, sleeps_and_swallows, sleeps_and_swallows_everything, backtracks])
+def test_a_function_that_hangs_is_broken_off_and_the_sample_named(function):
+    started = time.monotonic()
+    name = function.__name__
+    with pytest.raises(
+        TimeoutError, match=rf"{name} gave no answer within 0\.1 seconds\nreward function {name}, sample 1"
+    ):
+        compute_within(0.1, function)
+    assert time.monotonic() - started < 10
+
+
+def test_a_time_limit_changes_nothing_for_a_function_that_keeps_it():
+    class Grade:
+        def __call__(self, completions, answer):
+            return [float(text == right) for text, right in zip(completions, answer, strict=True)]
+
+    handler = signal.getsignal(signal.SIGALRM)
+    before = signal.getitimer(signal.ITIMER_REAL)[0]
+    assert compute_within(5.0, Grade(), answer=["x", "z"]) == [1.0, 0.0]
+    assert signal.getsignal(signal.SIGALRM) is handler
+    after = signal.getitimer(signal.ITIMER_REAL)[0]
+    assert before - 5 < after <= before  # an alarm of somebody else goes on
+    assert reward_name(as_reward_functions(Grade(), None, 5.0)[0][0]) == "Grade"
+    with pytest.raises(ValueError, match="Grade needs answer"):
+        check_columns(as_reward_functions(Grade(), None, 5.0), ["prompt"])
+
+
+def test_an_alarm_of_somebody_else_goes_on():
+    rang = []
+    handler = signal.signal(signal.SIGALRM, lambda *_: rang.append(True))
+    remaining = signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        compute_within(5.0, lambda completions: time.sleep(0.1) or [0.0] * len(completions))
+        time.sleep(0.05)
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *remaining)
+    assert rang == [True]
+
+
+def test_a_time_limit_needs_the_main_thread():
+    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="needs the main thread of a Unix process"):
+        pool.submit(compute_within, 1.0, lengths).result()
 
 
 def test_missing_column_is_named():

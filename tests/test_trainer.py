@@ -146,8 +146,8 @@ def test_several_optimizer_steps_per_rollout(tmp_path):
     run = trainer(tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=10, num_iterations=2)
     steps = []
     step = run.update.step
-    run.update.step = lambda rollout, rows, a, old, ref: (
-        steps.append((len(rows), old is None)) or step(rollout, rows, a, old, ref)
+    run.update.step = lambda rollout, rows, a, old, ref, *more: (
+        steps.append((len(rows), old is None)) or step(rollout, rows, a, old, ref, *more)
     )
     run.step()
     assert steps == [(20, True), (20, False), (8, False), (20, False), (20, False), (8, False)]
@@ -242,7 +242,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     options |= {"eval_dataset": tiny.QUESTIONS[:2], "log_completions": True}
     whole = trainer(tmp_path / "whole", **options)
     whole.train()
-    assert [path.name for path in (tmp_path / "whole").glob("*-*")] == ["checkpoint-4"]
+    assert [path.name for path in (tmp_path / "whole/checkpoints").iterdir()] == ["checkpoint-4"]
 
     cut = trainer(tmp_path / "cut", **options)
     step = cut.step
@@ -371,7 +371,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
 
 def test_a_folder_with_a_run_is_not_overwritten_by_chance(tmp_path):
     trainer(tmp_path, max_steps=1).train()
-    with pytest.raises(FileExistsError, match=r"already holds a run \(metrics\.jsonl\)"):
+    with pytest.raises(FileExistsError, match=r"already holds a run \(metrics\.jsonl, samples\.jsonl\)"):
         trainer(tmp_path, max_steps=1).train()
     trainer(tmp_path, overwrite_output_dir=True).train()
     assert len(lines(tmp_path)) == 2

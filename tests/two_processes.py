@@ -30,6 +30,6 @@ all_weights = accelerator.gather(weights[None])
 assert torch.equal(all_weights[0], all_weights[1])
 first_prompt = accelerator.gather(rollout.prompt_ids[:1, -1:])
 assert first_prompt[0] != first_prompt[1]
-_, resumed, _ = run(resume=f"{sys.argv[1]}/checkpoint-2")
+_, resumed, _ = run(resume=f"{sys.argv[1]}/checkpoints/checkpoint-2")
 assert torch.equal(resumed, weights)
 torch.distributed.destroy_process_group()

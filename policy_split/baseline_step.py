@@ -1,0 +1,54 @@
+"""What a baseline of `algorithms` trains in a step of the trainer: tokens of a rollout of one policy, their loss."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .algorithms import Algorithm, LossVectors, Samples, TrainingTokens, token_loss, training_tokens
+from .metrics import k3
+from .rollout import Rollout
+
+TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def baseline_tokens(algorithm: Algorithm, rollout: Rollout, seed: int) -> TrainingTokens:
+    """`training_tokens` of a rollout with SINGLE_BLOCKS, in the rollout's order of rows; `seed` for what is drawn.
+
+    The 2*n responses of a question are one group. What is of the whole batch (quantiles, means) is of this process's;
+    the loss is then normalised over the tokens that train.
+    """
+    p, device = rollout.num_prompts, rollout.mask.device
+    rows = torch.arange(len(rollout.mode), device=device)
+    by_question = rows.view(2, p, -1).transpose(0, 1).reshape(-1)
+    samples = Samples(
+        rollout.rewards[by_question].view(p, -1),
+        rollout.logprobs[by_question],
+        rollout.entropy[by_question],
+        rollout.train_mask[by_question],
+    )
+    tokens = training_tokens(algorithm, samples, torch.Generator().manual_seed(seed))
+    back = by_question.argsort()
+    return TrainingTokens(*(None if x is None else x[back] for x in tokens))
+
+
+def baseline_loss(
+    algorithm: Algorithm,
+    vectors: LossVectors,  # (N,) each
+    ref_logprobs: Tensor | None,  # (N,)
+    *,
+    entropy_coef: float,
+    kl_coef: float,
+    clip_low: float,
+    clip_high: float,
+) -> TokenLoss:
+    """The algorithm's loss - entropy_coef * entropy + kl_coef * k3, as `linear_token_loss` takes it."""
+    policy_loss = token_loss(algorithm, vectors, clip_low=clip_low, clip_high=clip_high)
+
+    def loss_fn(logprobs: Tensor, entropy: Tensor, index: Tensor) -> Tensor:
+        losses = policy_loss(logprobs, entropy, index)
+        if entropy_coef:
+            losses = losses - entropy_coef * entropy
+        return losses if ref_logprobs is None else losses + kl_coef * k3(logprobs, ref_logprobs[index])
+
+    return loss_fn

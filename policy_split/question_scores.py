@@ -1,0 +1,75 @@
+"""What a scored rollout says about each of its questions: one number per question, mode and measure."""
+
+from collections.abc import Callable, Collection, Hashable
+
+import torch
+from torch import Tensor
+
+from .evaluation_statistics import distinct_n
+from .modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
+from .rollout import Rollout
+
+Key = Callable[[str], Hashable]
+NGRAMS = (1, 2, 3)
+KL_NAMES = {"kl_high_normal": HIGH_ENTROPY, "kl_normal_high": NORMAL}  # name -> the mode whose responses it is over
+
+
+def question_scores(rollout: Rollout, end_ids: Collection[int], key: Key, correct_reward: float) -> dict[str, Tensor]:
+    """Each measure of each question, (P,) float64 on the CPU, named "normal/accuracy", "kl_high_normal" and so on.
+
+    Of each mode, over its own n responses: `accuracy` (mean reward), `correct` (how many have a reward of at least
+    correct_reward), `distinct_correct` (different keys of those), `entropy` (nats, mean over all tokens), `mean_length`
+    (tokens, the end of sequence among them), `truncated` (share without an end), `distinct_1`, `distinct_2`,
+    `distinct_3` (`distinct_n` over the responses' token ids, without the end). `kl_high_normal` and `kl_normal_high`:
+    the exact KL at each token of the first-named mode's responses, nats, mean over the tokens; where the rollout has
+    its divergence.
+    """
+    own = 2 * rollout.num_prompts * rollout.num_generations  # the first two blocks: what each mode wrote itself
+    shape = (2, rollout.num_prompts, rollout.num_generations)
+    mask = rollout.mask[:own].view(*shape, -1)
+    correct, distinct = correct_answers(rollout, key, correct_reward)
+    measures = {
+        "accuracy": rollout.rewards[:own].view(shape).double().mean(-1),
+        "correct": correct.sum(-1),
+        "distinct_correct": distinct,
+        "entropy": _token_mean(rollout.entropy[:own].view(mask.shape), mask),
+        "mean_length": mask.sum(-1).double().mean(-1),
+        "truncated": rollout.truncated.view(shape).double().mean(-1),
+    }
+    measures |= _distinct_ngrams(rollout, end_ids)
+    scores = {
+        f"{MODE_NAMES[mode]}/{name}": values[mode].double().cpu() for mode in MODES for name, values in measures.items()
+    }
+    if rollout.divergence is not None:
+        divergence = _token_mean(rollout.divergence[:own].view(mask.shape), mask)
+        scores |= {name: divergence[mode].cpu() for name, mode in KL_NAMES.items()}
+    return scores
+
+
+def correct_answers(rollout: Rollout, key: Key, correct_reward: float) -> tuple[Tensor, Tensor]:
+    """Which of each mode's responses are correct (2, P, n) bool, and how many different keys those have (2, P)."""
+    p, n = rollout.num_prompts, rollout.num_generations
+    texts = rollout.texts
+    correct = (rollout.rewards[: len(texts)] >= correct_reward).view(2, p, n)
+    flags = correct.flatten().tolist()
+    groups = [range(start, start + n) for start in range(0, len(texts), n)]
+    distinct = [len({key(texts[i]) for i in group if flags[i]}) for group in groups]
+    return correct, torch.tensor(distinct, device=correct.device).view(2, p)
+
+
+def _distinct_ngrams(rollout: Rollout, end_ids: Collection[int]) -> dict[str, Tensor]:
+    n, lengths = rollout.num_generations, rollout.completion_lengths
+    ids = rollout.completion_ids[: len(rollout.texts)].tolist()
+    responses = [row[:length] for row, length in zip(ids, lengths, strict=False)]
+    # every response has the same end: it says nothing about how much they differ
+    responses = [tokens[:-1] if tokens[-1] in end_ids else tokens for tokens in responses]
+    groups = [responses[start : start + n] for start in range(0, len(responses), n)]
+    return {
+        f"distinct_{size}": torch.tensor([distinct_n(group, size) for group in groups], dtype=torch.float64).view(2, -1)
+        for size in NGRAMS
+    }
+
+
+def _token_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """(2, P) means of (2, P, n, T) over the valid tokens of a question; every response has at least one."""
+    return (values.double() * mask).sum((2, 3)) / mask.sum((2, 3))

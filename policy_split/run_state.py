@@ -1,0 +1,96 @@
+"""What a run is made of besides its settings: saved after a step, and loaded so that it goes on bit for bit."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from accelerate import Accelerator, DistributedType
+from torch import nn
+from torch.optim import Optimizer
+
+from .checkpoints import Progress, save_checkpoint
+from .state_files import read_state
+
+
+class RunState:
+    """Model, optimizer, schedule, progress and random states of every library, as they were after the last step.
+
+    Weights and optimizer are those of the moment, and so of the last step's end until the next optimizer step: `whole`
+    says whether that is still so. The rest is remembered by `mark`, so that a step that fails halfway leaves no trace.
+    Rollouts need not be kept: each is a function of (weights, seed, step).
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, schedule: Any, progress: Progress
+    ):
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.schedule, self.progress = schedule, progress
+        self.whole = True  # no optimizer step since the last `mark`
+        self.saved: int | None = None  # the step whose checkpoint this run has saved or loaded
+        optimizer.register_step_post_hook(self._stepped)
+        self.mark()
+
+    def check_supported(self) -> None:
+        """Raises NotImplementedError where a process holds only its shard of the model."""
+        kind = self.accelerator.distributed_type
+        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+            raise NotImplementedError(
+                f"checkpoints of a model sharded by {kind.value} are not written; set save_steps=0"
+            )
+
+    def mark(self) -> None:
+        """A step has been finished."""
+        self.whole = True
+        self.small = {"progress": self.progress.state_dict(), "schedule": self.schedule.state_dict()}
+        if self.accelerator.scaler is not None:
+            self.small["scaler"] = self.accelerator.scaler.state_dict()
+        self.random = random_states()
+
+    @property
+    def finished(self) -> int:
+        """Steps that were finished at the last `mark`."""
+        return self.small["progress"]["step"]
+
+    def save(self, folder: Path, limit: int | None) -> Path:
+        """Save the last finished step as a checkpoint of the run's folder; raises what `save_checkpoint` raises."""
+        self.check_supported()
+        step = self.finished
+        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "progress": self.small}
+        path = save_checkpoint(self.accelerator, folder, step, parts, {"random": self.random}, limit)
+        self.saved = step
+        return path
+
+    def load(self, path: Path) -> None:
+        """Go back to a checkpoint, which `find_checkpoint` has found whole."""
+        self.model.load_state_dict(read_state(path, "model"))
+        self.optimizer.load_state_dict(read_state(path, "optimizer"))
+        small = read_state(path, "progress")
+        self.progress.load_state_dict(small["progress"])
+        self.schedule.load_state_dict(small["schedule"])
+        if self.accelerator.scaler is not None and "scaler" in small:
+            self.accelerator.scaler.load_state_dict(small["scaler"])
+        own = f"random-{self.accelerator.process_index}"
+        if (path / f"{own}.json").exists():  # not with more processes than before
+            set_random_states(read_state(path, own))
+        self.mark()
+        self.saved = self.progress.step
+
+    def _stepped(self, *_: Any) -> None:
+        self.whole = False
+
+
+def random_states() -> dict[str, Any]:
+    """The states of the global generators of Python, NumPy and torch. The run does not draw from them; rewards may."""
+    kind, keys, *rest = numpy.random.get_state()
+    states = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    numpy.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if len(states.get("cuda", ())) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all(states["cuda"])
