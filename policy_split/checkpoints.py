@@ -169,7 +169,7 @@ def save_pretrained(accelerator: Accelerator, model: Any, tokenizer: Any, folder
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         try:
-            with _progress_bars(sys.stderr.isatty()):
+            with progress_bars(sys.stderr.isatty()):
                 bare.save_pretrained(unfinished, state_dict=state)
             tokenizer.save_pretrained(unfinished)
             for path in unfinished.iterdir():
@@ -182,7 +182,7 @@ def save_pretrained(accelerator: Accelerator, model: Any, tokenizer: Any, folder
 
 
 @contextmanager
-def _progress_bars(shown: bool) -> Iterator[None]:
+def progress_bars(shown: bool) -> Iterator[None]:
     """transformers draws a bar for every file it saves, into log files too."""
     before = logging.is_progress_bar_enabled()
     if not shown:

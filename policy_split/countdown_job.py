@@ -88,6 +88,7 @@ def run_countdown(
     trained = time.perf_counter()
     after = evaluate_modes(*measured, key=canonical)
     results = {
+        "algorithm": config.algorithm,
         "before": before,
         "after": after,
         "seconds": {
@@ -102,7 +103,7 @@ def run_countdown(
 
 
 def report(results: dict[str, Any]) -> str:
-    """The table of both modes before and after, and whether the run shows what the method promises."""
+    """The table of both modes before and after, and of Policy Split whether the run shows what it promises."""
     before, after = results["before"], results["after"]
     normal, high = after["normal"], after["high_entropy"]
     kl = [(title, before[name], after[name]) for name, title in KL_TITLES.items() if name in after]
@@ -118,4 +119,5 @@ def report(results: dict[str, Any]) -> str:
     lines = [f"- {'yes' if holds else 'NO'}: {text}" for text, holds in shown]
     seconds = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in results["seconds"].items())
     questions = f"{after['num_prompts']} held-out problems, {after['num_samples']} samples of each mode; {seconds}."
-    return "\n".join([format_table(before, after), "", questions, "", *lines])
+    promises = ["", *lines] if results.get("algorithm", "policy_split") == "policy_split" else []
+    return "\n".join([format_table(before, after), "", questions, *promises])

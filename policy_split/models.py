@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from .checkpoints import progress_bars
 from .config import PolicySplitConfig
 from .extras import check_extra
 from .lm_head import UnknownHeadError, inner_model, is_patched, patch_lm_head, unpatch_lm_head
@@ -25,9 +27,10 @@ def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTr
     if config.attn_implementation == "flash_attention_2":
         instead = ", or choose attn_implementation='sdpa'"
         check_extra("flash_attn", "attn_implementation='flash_attention_2'", instead)
-    return AutoModelForCausalLM.from_pretrained(
-        model, dtype=config.model_dtype, attn_implementation=config.attn_implementation
-    )
+    with progress_bars(sys.stderr.isatty()):
+        return AutoModelForCausalLM.from_pretrained(
+            model, dtype=config.model_dtype, attn_implementation=config.attn_implementation
+        )
 
 
 def load_tokenizer(tokenizer: Any, model: PreTrainedModel | str) -> Any:

@@ -161,6 +161,8 @@ def test_the_report_says_what_did_not_hold():
     assert "- NO: KL(normal || high-entropy) grew 0.0100 -> 0.010, 1 times (at least 10)" in report
     assert "- yes: the high-entropy mode has the higher entropy" in report
     assert "- NO: the high-entropy mode gives more different correct answers" in report
+    whole = {"before": result, "after": better, "seconds": {"training": 1.0}, "algorithm": "grpo"}
+    assert "yes:" not in countdown_job.report(whole)  # a baseline promises no split
 
 
 @pytest.mark.parametrize(
