@@ -27,6 +27,7 @@ OPTIONS = {
     "normalize": (str, ("zscore", "mean", "none").__contains__, "'zscore', 'mean' or 'none'"),
     "lowest_entropy_mask_ratio": (Real, lambda x: 0 <= x < 1, "a number in [0, 1)"),
     "correctness_mask": (str, ("none", "all_same").__contains__, "'none' or 'all_same'"),
+    "rollout_sharing": (bool, lambda x: True, "True or False"),
 }
 
 
@@ -53,25 +54,34 @@ def dual_mode_advantages(
     normalize: str = "zscore",
     lowest_entropy_mask_ratio: float = 0.0,
     correctness_mask: str = "none",
+    rollout_sharing: bool = True,
     surprise: Tensor | None = None,  # (4*P*n, T) nats, replaces -logprobs in the bonus
     divergence: Tensor | None = None,  # (4*P*n, T) nats, KL(own mode || other); the surprise is then the own entropy
 ) -> tuple[Tensor, Tensor]:
     """Advantages and bonus of each token: (4*P*n, T), detached, 0 where mask is 0; float32, or float64 if logprobs are.
 
     advantages = (group_advantages + bonus) * share_weights, bonus = entropy_bonus(preference)  (eq. 3-6).
+    rollout_sharing=False, an ablation: a group is the n responses that the mode has written, borrowed rows have 0 and
+    only tell what the other mode thinks of a response.
     TypeError, ValueError: a bad argument; on a CPU also unequal masks of one response and a reward, or what a valid
     token has, that is not finite (a GPU would have to synchronise: there they make their group NaN).
     """
     _check_options(locals())
     tokens = {"logprobs": logprobs, "surprise": surprise, "divergence": divergence}
     rewards, valid, tokens = _blocks(rewards, mask, tokens, num_prompts, num_generations)
-    correctness = group_advantages(rewards)[..., None]
     b = raw_preference(**tokens, alpha=alpha)
+    if not rollout_sharing:
+        rewards, valid, b = rewards[:1], valid[:1], b[:1]
+    correctness = group_advantages(rewards)[..., None]
     b = preference(b, valid, rewards, normalize, lowest_entropy_mask_ratio, correctness_mask)
     bonus = entropy_bonus(b, correctness, eta, eta_normal, kappa, clamp, clamp_floor)
-    weights = share_weights(tokens["logprobs"]) if share_correction == "truncated" else 1.0
-    advantages = torch.where(valid, (correctness + bonus) * weights, 0.0)
-    return advantages.flatten(0, 3), torch.where(valid, bonus, 0.0).flatten(0, 3)
+    corrected = share_correction == "truncated" and rollout_sharing
+    weights = share_weights(tokens["logprobs"]) if corrected else 1.0
+    results = (torch.where(valid, x, 0.0) for x in ((correctness + bonus) * weights, bonus))
+    if not rollout_sharing:
+        results = (torch.cat((x, torch.zeros_like(x))) for x in results)
+    advantages, bonus = (x.flatten(0, 3) for x in results)
+    return advantages, bonus
 
 
 def bonus_statistics(rewards: Tensor, logprobs: Tensor, mask: Tensor, **options: Any) -> BonusStatistics:
@@ -83,7 +93,8 @@ def bonus_statistics(rewards: Tensor, logprobs: Tensor, mask: Tensor, **options:
     free = dual_mode_advantages(rewards, logprobs, mask, **(options | {"kappa": None}))[1]
     clamped = (bonus != free).sum() / (free != 0).sum().clamp(min=1)
     rewards = rewards.to(bonus.device, bonus.dtype, non_blocking=True)
-    dead = equal_rewards(rewards.reshape(2, 2, options["num_prompts"], options["num_generations"]))
+    rewards = rewards.reshape(2, 2, options["num_prompts"], options["num_generations"])
+    dead = equal_rewards(rewards if options.get("rollout_sharing", True) else rewards[:1])
     return BonusStatistics(clamped.to(bonus.dtype), dead.to(bonus.dtype).mean())
 
 
@@ -208,7 +219,7 @@ def _blocks(
 def _check_options(arguments: dict[str, Any]) -> None:
     for name, (kind, allowed, expected) in OPTIONS.items():
         value = arguments[name]
-        typed = isinstance(value, kind) and not isinstance(value, bool)
+        typed = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if not (typed and allowed(value)):
             raise (ValueError if typed else TypeError)(f"{name} must be {expected}, got {value!r}")
 

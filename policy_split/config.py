@@ -98,6 +98,9 @@ class PolicySplitConfig:
     normalize: str = _option("zscore", "Of the bonus over its group: zscore, mean or none.")
     lowest_entropy_mask_ratio: float = _option(0.0, "Only tokens from this quantile of their group's bonus on get one.")
     correctness_mask: str = _option("none", "none, or all_same: a bonus only in groups whose rewards are all equal.")
+    rollout_sharing: bool = _option(
+        True, "False, an ablation: a mode trains on its own responses alone; borrowed ones are scored for the bonus."
+    )
     bonus_estimator: str = _option(
         "sampled",
         "sampled: -log pi(o_t); entropy: the exact entropy of each distribution in its place; exact: its expectation, "
@@ -183,6 +186,8 @@ class PolicySplitConfig:
             )
         if self.bf16 and self.fp16:
             raise ValueError("bf16=True and fp16=True exclude each other; choose one")
+        if self.regularizer == "loss" and not self.rollout_sharing:
+            raise ValueError("regularizer='loss' trains both rows of a response: rollout_sharing=False leaves one out")
         if self.delta is not None and self.delta <= 1 + self.clip_high:
             raise ValueError(f"delta={self.delta} must be above 1 + epsilon_high = {1 + self.clip_high}")
         if self.high_entropy_prompt == (self.normal_prompt or ""):
@@ -269,6 +274,7 @@ BONUS_OPTIONS = (
     "normalize",
     "lowest_entropy_mask_ratio",
     "correctness_mask",
+    "rollout_sharing",
 )
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt")
 
@@ -300,6 +306,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "normalize": _one_of("zscore", "mean", "none"),
     "lowest_entropy_mask_ratio": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
     "correctness_mask": _one_of("none", "all_same"),
+    "rollout_sharing": BOOLEAN,
     "bonus_estimator": _one_of("sampled", "entropy", "exact"),
     "regularizer": _one_of("advantage", "loss"),
     "log_exact_kl": BOOLEAN,

@@ -187,9 +187,10 @@ def cut(rollout: Rollout, rows: Sequence[int], size: int, *, paired: bool = Fals
 def optimizer_batches(rollout: Rollout, config: PolicySplitConfig, seed: int) -> list[list[int]]:
     """Rows of each optimizer step: all of them in one, or shuffled into several.
 
-    Both rows of a response stay together where the loss compares them.
+    Both rows of a response stay together where the loss compares them. Without rollout sharing only those train that
+    stand under the prompt that wrote them.
     """
-    rows = len(rollout.mode)
+    rows = len(rollout.mode) if config.rollout_sharing else len(rollout.texts)
     if config.gradient_accumulation_steps is None:
         return [list(range(rows))]
     paired = config.regularizer == "loss"
