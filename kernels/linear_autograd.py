@@ -71,7 +71,8 @@ class _Loss(torch.autograd.Function):
         ctx.make_head, ctx.dtypes = make_head, _dtypes(hidden, weight, bias)
         head = make_head(hidden, weight, bias)
         form = not {*ctx.dtypes, head.products.operand_dtype} & set(GRADIENT_IN_BACKWARD)
-        rows, ctx.formed = loss_pass(head, loss, ctx.needs_input_grad[:3], form=form)
+        rows, gradients = loss_pass(head, loss, ctx.needs_input_grad[:3], form=form)
+        ctx.formed = None if gradients is None else _each(gradients)  # and not the products, with autocast's weight
         ctx.save_for_backward(hidden, weight, bias, *rows[-2:], rows.row_max, rows.log_sum, rows.entropy)
         ctx.mark_non_differentiable(*rows)
         return rows.losses.sum(), *rows
@@ -83,7 +84,7 @@ class _Loss(torch.autograd.Function):
         _refuse_second_derivative()
         formed, ctx.formed = ctx.formed, None
         if formed is not None:  # what was saved is not asked for: under checkpointing that would compute it again
-            return *(_scaled(*pair, upstream) for pair in zip(_each(formed), ctx.dtypes, strict=True)), None, None
+            return *(_scaled(*pair, upstream) for pair in zip(formed, ctx.dtypes, strict=True)), None, None
         hidden, weight, bias, grad_logprobs, grad_entropy, *statistics = ctx.saved_tensors
         head, wants = ctx.make_head(hidden, weight, bias), ctx.needs_input_grad[:3]
         grads = (x * upstream for x in (grad_logprobs, grad_entropy))

@@ -1,5 +1,7 @@
 """The LM head's functions against the same formula on float64 logits: values and gradients, every option, any chunk."""
 
+import gc
+
 import formulas
 import linear_cases
 import pytest
@@ -372,6 +374,17 @@ def test_one_dtype_of_everything_under_autocast():
         assert leaf.grad.dtype == torch.float32
         assert torch.equal(leaf.grad.bfloat16(), other.grad)
         assert not torch.equal(leaf.grad, other.grad.float())
+
+
+def test_the_weight_in_autocasts_dtype_is_not_kept_for_backward(monkeypatch):
+    monkeypatch.setattr("policy_split_kernels.linear_products.widens", lambda device: False)
+    head = Head(vocabulary=211, dim=13)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = head.dual_mode().loss
+    shapes = [x.shape for x in gc.get_objects() if type(x) is torch.Tensor and x.dtype == torch.bfloat16]
+    assert head.weight.shape not in shapes
+    loss.backward()
+    assert head.weight.grad.dtype == torch.float32
 
 
 def test_options_of_linear_token_loss_default_to_the_mean():
