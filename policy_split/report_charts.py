@@ -10,7 +10,7 @@ from .report_page import element, escape, table
 from .report_runs import spread
 
 WIDTH, HEIGHT = 380, 250  # of the drawing; the page scales it, and on a phone its text keeps its size
-LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 38
+LEFT, RIGHT, TOP, BOTTOM = 62, 10, 10, 38
 LARGEST_NUMBER_OF_POINTS = 500
 HOVER_POINTS = 32
 TABLE_ROWS = 11
