@@ -190,6 +190,8 @@ class PolicySplitConfig:
             raise ValueError("regularizer='loss' trains both rows of a response: rollout_sharing=False leaves one out")
         if self.delta is not None and self.delta <= 1 + self.clip_high:
             raise ValueError(f"delta={self.delta} must be above 1 + epsilon_high = {1 + self.clip_high}")
+        if self.delta is not None and "loss" in self.chosen_algorithm.changes:
+            raise ValueError(f"delta bounds the clipped loss; algorithm={self.algorithm!r} has a loss of its own")
         if self.high_entropy_prompt == (self.normal_prompt or ""):
             raise ValueError(
                 "high_entropy_prompt and normal_prompt must differ: they are all that tells the modes apart"

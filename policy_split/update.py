@@ -177,6 +177,8 @@ class PolicyUpdate:
         ratio = torch.ones_like(logprobs) if old is None else (logprobs - tokens["old_logprobs"]).exp()
         bound = ratio.clamp(1 - clip["clip_low"], 1 + clip["clip_high"])
         clipped = arguments["mask"] & (bound * tokens["advantages"] < ratio * tokens["advantages"])
+        if "clip range" in self.config.chosen_algorithm.changes:  # an own loss that changes it has none
+            clipped = torch.zeros_like(clipped)
         return DualModeLossOutput(loss, logprobs, entropy, kl, clipped)
 
     def _weights(self, mask: Tensor, rows: Sequence[int]) -> Tensor:

@@ -108,12 +108,19 @@ def test_entropy_bonus_is_the_same_as_the_coefficient_of_the_normal_mode(tmp_pat
         ({"algorithm_settings": {"alpha": 1}}, "policy_split has fields of its own"),
         ({"algorithm": "kl_cov", "algorithm_settings": "{"}, "algorithm_settings='{' must be a JSON object"),
         ({"algorithm": "grpo", "regularizer": "loss"}, "algorithm='grpo' has one mode"),
+        ({"algorithm": "ce_gppo", "delta": 3.0}, "algorithm='ce_gppo' has a loss of its own"),
         ({"algorithm": "grpo", "log_exact_kl": True}, "algorithm='grpo' has one mode"),
     ],
 )
 def test_bad_settings(options, says):
     with pytest.raises(ValueError, match=says.replace("{", r"\{").replace("(", r"\(")):
         PolicySplitConfig(**options)
+
+
+@pytest.mark.parametrize(("name", "clips"), [("grpo", True), ("ce_gppo", True), ("kl_cov", False)])
+def test_clip_fraction_is_of_what_is_clipped(tmp_path, name, clips):
+    metrics, _ = trainer(tmp_path, algorithm=name, learning_rate=0.1, num_iterations=3).step()
+    assert (metrics["normal/clip_ratio"] > 0.05) == clips
 
 
 def test_evaluation_is_of_both_prompts(tmp_path):
