@@ -33,7 +33,7 @@ def clipped_loss(
 
     def loss_fn(logprobs: Tensor, entropy: Tensor, index: Tensor) -> Tensor:
         a, old = take(index)
-        bound, clipped = _clip(logprobs, a, old, clip_low, clip_high)
+        bound, clipped = clip(logprobs, a, old, clip_low, clip_high)
         return -torch.where(clipped, bound, _ratio(logprobs, old, clipped)) * a
 
     return loss_fn
@@ -56,7 +56,7 @@ def clip_cov_loss(
 
     def loss_fn(logprobs: Tensor, entropy: Tensor, index: Tensor) -> Tensor:
         a, old, gone = take(index)
-        bound, clipped = _clip(logprobs, a, old, clip_low, clip_high)
+        bound, clipped = clip(logprobs, a, old, clip_low, clip_high)
         objective = torch.where(clipped, bound, _ratio(logprobs, old, clipped | gone)) * a
         return torch.where(gone, 0.0, -objective)
 
@@ -109,7 +109,7 @@ def ce_gppo_loss(
 
     def loss_fn(logprobs: Tensor, entropy: Tensor, index: Tensor) -> Tensor:
         a, old = take(index)
-        bound, clipped = _clip(logprobs, a, old, clip_low, clip_high)
+        bound, clipped = clip(logprobs, a, old, clip_low, clip_high)
         inside = clipped & logprobs.isfinite()  # -inf less -inf is NaN
         one = torch.where(inside, logprobs - logprobs.detach(), 0.0).exp()  # rho / sg(rho)
         kept = torch.where(a < 0, b1 * one, b2 * one) * bound
@@ -129,7 +129,7 @@ def _ratio(logprobs: Tensor, old: Tensor | None, constant: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _clip(
+def clip(
     logprobs: Tensor, advantages: Tensor, old: Tensor | None, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
     """(clip(rho), whether the clip takes the gradient away), both constants."""

@@ -18,9 +18,9 @@ from .countdown import (
 )
 from .evaluate import KL_TITLES, evaluate_modes, format_table
 from .modes import encode_prompt
-from .runlog import replace_text
 from .trainer import PolicySplitTrainer
 from .warm_start import warm_start
+from .whole_folder import replace_text
 
 # What differs from the paper's settings, and why: small models from scratch need the code form of the clamp with a
 # larger eta, and the share correction, without which the modes drift apart and the normal mode loses accuracy.

@@ -1,7 +1,6 @@
 """policy-split eval RUN_OR_MODEL: both modes in detail on held-out questions, and against another run."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from .evaluate import evaluate_in_detail, plain_text
 from .evaluation_tables import comparison_table, evaluation_table
 from .models import load_model, load_tokenizer
 from .question_scores import Key
+from .whole_folder import replace_text
 
 HELP = """Measure both modes of a trained model: accuracy, unbiased pass@k, entropy, length, different correct
 answers, repetition and the exact KL between the modes, each with a 95 % bootstrap interval over the
@@ -225,6 +225,4 @@ def _other_settings(evaluation: Mapping[str, Any], other: Mapping[str, Any]) -> 
 
 
 def _write(path: Path, evaluation: Mapping[str, Any]) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(evaluation, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    replace_text(path, json.dumps(evaluation, ensure_ascii=False) + "\n")

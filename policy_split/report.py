@@ -1,6 +1,5 @@
 """policy-split report: one or several runs as one HTML file that opens from disk and needs nothing else."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from .report_page import element, escape, page, table
 from .report_runs import PIECES, Run, read_runs
 from .report_samples import samples_section
 from .report_training import training_section
+from .whole_folder import replace_text
 
 
 def report(runs: Sequence[str | Path], output: str | Path = "report.html") -> Path:
@@ -25,9 +25,7 @@ def report(runs: Sequence[str | Path], output: str | Path = "report.html") -> Pa
     found, target = read_runs(runs), Path(output)
     text = _page(found)
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(target.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, target)
+    replace_text(target, text)
     return target
 
 

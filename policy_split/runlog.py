@@ -18,7 +18,7 @@ from .environment import environment
 from .launch import start_trackers
 from .rollout import Rollout
 from .samples import sample_rows
-from .whole_folder import sync
+from .whole_folder import replace_text
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 SAMPLES_OF_EACH_MODE = 2
@@ -120,14 +120,6 @@ class JsonLines:
         if self.file is not None:
             self.file.close()
             self.file = None
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    aside = path.with_name(f"{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    sync(aside)
-    os.replace(aside, path)
 
 
 def _step(line: str) -> float:

@@ -13,6 +13,7 @@ from policy_split_kernels.logprobs import logprobs_and_entropy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from . import baseline_losses
 from .algorithms import LossVectors
 from .baseline_step import baseline_loss
 from .checkpoints import Progress
@@ -174,9 +175,8 @@ class PolicyUpdate:
             loss = (arguments["weights"].flatten()[index] * losses).sum()
         logprobs, entropy = logprobs.detach(), entropy.detach()
         kl = torch.zeros_like(logprobs) if ref is None else k3(logprobs, tokens["ref_logprobs"])
-        ratio = torch.ones_like(logprobs) if old is None else (logprobs - tokens["old_logprobs"]).exp()
-        bound = ratio.clamp(1 - clip["clip_low"], 1 + clip["clip_high"])
-        clipped = arguments["mask"] & (bound * tokens["advantages"] < ratio * tokens["advantages"])
+        _, clipped = baseline_losses.clip(logprobs, tokens["advantages"], tokens["old_logprobs"], **clip)
+        clipped = clipped & arguments["mask"]
         if "clip range" in self.config.chosen_algorithm.changes:  # an own loss that changes it has none
             clipped = torch.zeros_like(clipped)
         return DualModeLossOutput(loss, logprobs, entropy, kl, clipped)

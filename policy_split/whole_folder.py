@@ -67,6 +67,14 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all."""
+    aside = path.with_name(f"{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    sync(aside)
+    os.replace(aside, path)
+
+
 def sync(path: Path) -> None:
     """Force a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -59,7 +59,7 @@ def test_a_run(saved, task, capsys):
     assert "of_a_later_version" not in result["settings"]
     assert 1 <= result["modes"]["normal"]["mean_length"]["mean"] <= 3
     assert set(result["kl_high_normal"]) == {"mean", "low", "high"}
-    assert not list(run.glob("*.unfinished"))
+    assert not list(run.glob("*.tmp"))
 
 
 def test_the_command_line_goes_before_the_runs_settings(saved, task, tmp_path):
