@@ -1,4 +1,6 @@
 # make train   the main job, from a fresh clone to a trained model
+# make study   four algorithms, five seeds each, and docs/study.md: at most an hour on two cores
+# make study-full                  every algorithm and ablation: hours; it goes on where it was stopped
 # make test    the tests; make lint
 # make bench-cpu, make bench-gpu   against eager torch, torch.compile and the libraries that are there
 # make bench-static                what the Triton kernels' machine code asks of GPUs that are not here
@@ -11,11 +13,17 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpu/*)
 LINTED_CPP := $(wildcard kernels/cpu/*)
 
-.PHONY: train test lint format bench-cpu bench-gpu bench-static install clean
+.PHONY: train study study-full test lint format bench-cpu bench-gpu bench-static install clean
 .DELETE_ON_ERROR:
 
 train: install
 	$(BIN)/policy-split train $(ARGS)
+
+study: install $(VENV)/.study
+	$(BIN)/policy-split study --document docs/study.md $(ARGS)
+
+study-full: install $(VENV)/.study
+	$(BIN)/policy-split study --plan full --document docs/study-full.md $(ARGS)
 
 test: install $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
@@ -57,6 +65,10 @@ $(VENV)/.package: $(SOURCES) | $(VENV)/.torch
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.package
 	$(BIN)/pip install -e ".[test]"
+	touch $@
+
+$(VENV)/.study: pyproject.toml | $(VENV)/.package
+	$(BIN)/pip install -e ".[study]"
 	touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.python

@@ -52,7 +52,7 @@ class AnyPythonWheel(bdist_wheel):
 
 
 setup(
-    packages=["policy_split", "policy_split.drop_in", "policy_split_kernels"],
+    packages=["policy_split", "policy_split.drop_in", "policy_split.study", "policy_split_kernels"],
     package_dir={"policy_split_kernels": "kernels", "policy_split": "policy_split"},
     include_package_data=False,
     ext_modules=[Extension("policy_split_kernels._native", SOURCES)],

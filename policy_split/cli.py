@@ -4,6 +4,7 @@ policy-split train                              Countdown with a small model fro
 policy-split train --model NAME --dataset DATA --reward FILE.py:FUNCTION
 policy-split eval RUN_OR_MODEL [--against OTHER]  pass@k, diversity and KL of both modes, and a comparison
 policy-split report RUN [RUN ...]               runs as one HTML file: curves, tables, samples
+policy-split study                              algorithms compared over several seeds, on the built-in task
 policy-split plot RUN                           a run's curves as a picture
 """
 
@@ -16,21 +17,26 @@ from transformers import HfArgumentParser
 from . import countdown_job, eval_command, report
 from .checkpoints import stopped_before_first
 from .config import PolicySplitConfig
-from .data import load_prompts
+from .countdown_sizes import SIZES, CountdownSize, find_size
+from .data import DATASET_HELP, load_prompts
+from .gym_tasks import own_reward
 from .plot import plot_run
+from .rewards import REWARD_HELP
+from .study import command as study
 from .trainer import PolicySplitTrainer
 
 TRAIN_HELP = """Train both modes of a model.
 
 With no arguments: the built-in Countdown task with a small model from scratch, a few minutes on two CPU cores.
 With --model, --dataset and --reward: any causal language model of transformers, any dataset with a
-`prompt` column."""
+`prompt` column. A task of reasoning-gym is a dataset with its own reward:
+--dataset 'reasoning-gym:countdown?size=2000&seed=0&min_numbers=3'."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns 0, 2 for arguments or data that are wrong, said in one line, or 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"train": train, "eval": eval_command.run, "report": report.run, "plot": plot}
+    commands = {"train": train, "eval": eval_command.run, "report": report.run, "study": study.run, "plot": plot}
     if not arguments or arguments[0] not in commands:
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(__doc__.strip(), file=sys.stdout if asked else sys.stderr)
@@ -49,45 +55,50 @@ def main(arguments: list[str] | None = None) -> int:
 def train(arguments: list[str]) -> int:
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--model", help="Name or path of a causal language model; without it, Countdown from scratch.")
-    own.add_argument("--dataset", help="JSON lines, parquet, a saved dataset or a hub name, with a `prompt` column.")
-    own.add_argument("--eval_dataset", "--eval-dataset", help="The same for evaluation.")
-    own.add_argument("--reward", action="append", help="module:function or file.py:function; may be repeated.")
+    own.add_argument("--dataset", help=f"{DATASET_HELP} with a `prompt` column.")
+    own.add_argument("--eval_dataset", "--eval-dataset", help="The same for evaluation; reasoning-gym makes others.")
+    own.add_argument("--reward", action="append", help=REWARD_HELP)
+    own.add_argument("--size", choices=SIZES, help="Of the built-in task, from a minute to an hour on a GPU (small).")
     own.add_argument("--resume", action="store_true", help="Go on from the newest whole checkpoint in output_dir.")
     chosen, rest = own.parse_known_args(arguments)
     parser = HfArgumentParser(
         PolicySplitConfig, parents=[own], prog="policy-split train", description=TRAIN_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    size = find_size(chosen.size or "small")
     if chosen.model is None:
         folder = (newest_folder if chosen.resume else free_folder)("runs/countdown")
-        parser.set_defaults(**countdown_job.DEFAULTS, output_dir=folder)
+        parser.set_defaults(**size.settings, output_dir=folder)
     config, *_ = parser.parse_args_into_dataclasses([*rest, *(["--help"] if "--help" in arguments else [])])
     if chosen.model is None:
-        return train_countdown(config, chosen)
+        return train_countdown(config, size, chosen)
     return train_model(config, chosen)
 
 
-def train_countdown(config: PolicySplitConfig, chosen: argparse.Namespace) -> int:
+def train_countdown(config: PolicySplitConfig, size: CountdownSize, chosen: argparse.Namespace) -> int:
     given = [name for name in ("dataset", "eval_dataset", "reward") if getattr(chosen, name)]
     if given:
         raise ValueError(f"--{given[0]} needs --model; without it the built-in Countdown task is trained")
-    results = countdown_job.run_countdown(config, resume=chosen.resume)
+    results = countdown_job.run_countdown(config, size, resume=chosen.resume)
     print(f"\n{countdown_job.report(results)}\n\nresults: {Path(config.output_dir).absolute()}")
     return 0
 
 
 def train_model(config: PolicySplitConfig, chosen: argparse.Namespace) -> int:
-    for name, example in (("dataset", "questions.jsonl"), ("reward", "my_rewards.py:reward")):
-        if not getattr(chosen, name):
-            raise ValueError(f"--model needs --{name} as well, such as --{name} {example}")
-    evaluated = None if chosen.eval_dataset is None else load_prompts(chosen.eval_dataset)
+    if chosen.size:
+        raise ValueError(f"--size {chosen.size} is one of the built-in Countdown task, which --model leaves aside")
+    if not chosen.dataset:
+        raise ValueError("--model needs --dataset as well, such as --dataset questions.jsonl")
+    dataset = load_prompts(chosen.dataset)
+    evaluated = None if chosen.eval_dataset is None else load_prompts(chosen.eval_dataset, held_out=True)
+    reward = chosen.reward or own_reward(dataset)
+    if reward is None:
+        raise ValueError("--model needs --reward as well, such as --reward my_rewards.py:reward")
     starts_over = chosen.resume and stopped_before_first(Path(config.output_dir))
     if starts_over:
         print(f"{config.output_dir}: no checkpoint yet, the run starts over", file=sys.stderr)
         config.overwrite_output_dir = True
-    trainer = PolicySplitTrainer(
-        chosen.model, None, chosen.reward, load_prompts(chosen.dataset), config, eval_dataset=evaluated
-    )
+    trainer = PolicySplitTrainer(chosen.model, None, reward, dataset, config, eval_dataset=evaluated)
     trainer.train(resume_from_checkpoint=chosen.resume and not starts_over)
     print(f"results: {Path(config.output_dir).absolute()}")
     return 0

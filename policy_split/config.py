@@ -47,6 +47,12 @@ class PolicySplitConfig:
     lm_head_chunk_bytes: int | None = _option(
         None, "Bytes of logits in flight with fused_lm_head. Not given: 256 MiB on a CPU, 1.25 GiB on a GPU."
     )
+    packed_batches: bool | None = _option(
+        None,
+        "Scoring and updates of sequences without padding, behind each other in one row. Not given: with flash "
+        "attention, if the model keeps them apart. True: with any attention; without flash attention the mask of a "
+        "micro-batch is the square of its tokens.",
+    )
     use_cpu: bool = _option(False, "Stay on the CPU even where there is an accelerator.")
 
     max_steps: int = _option(
@@ -287,6 +293,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fused_lm_head": BOOLEAN,
     "lm_head_chunk_bytes": _or_none(COUNT),
     "max_steps": (lambda x: x == -1 or COUNT[0](x), "an integer of at least 1, or -1 for num_train_epochs"),
+    "packed_batches": _or_none(BOOLEAN),
     "num_train_epochs": POSITIVE,
     "prompts_per_step": COUNT,
     "num_generations": COUNT,

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from .expressions import PRECEDENCE, apply, evaluate
 
 HIGH_ENTROPY_PROMPT = "explore"
+SPLITS = ("train", "held_out", "test")
 SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
 
 
@@ -44,8 +45,9 @@ class Countdown:
     `fewest_answers`: diversity shows only where several answers are right. With the defaults there are 941 problems of
     four answers or more (8.5 on average), 187 of them held out, and 612 of fewer.
 
-    A problem is its multiset of numbers and its target. A hash of it, not a seed, decides whether it is held out: no
-    training row of any count, seed or difficulty is ever a held-out problem. Raises ValueError for bad settings.
+    A problem is its multiset of numbers and its target. A hash of it, not a seed, decides to which of SPLITS it
+    belongs: no training row of any count, seed or difficulty is ever a held-out problem, and with `test_share` above 0
+    a third split remains that neither training nor the choice of settings has seen. Raises ValueError for bad settings.
     """
 
     numbers: int = 3
@@ -53,6 +55,7 @@ class Countdown:
     largest_target: int = 30
     fewest_answers: int = 4
     held_out_share: float = 0.2
+    test_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not 2 <= self.numbers <= 5:
@@ -63,19 +66,25 @@ class Countdown:
             raise ValueError(f"fewest_answers={self.fewest_answers} must be at least 1: every problem is solvable")
         if not 0 < self.held_out_share < 1:
             raise ValueError(f"held_out_share={self.held_out_share} must lie between 0 and 1")
+        if not 0 <= self.test_share < 1 - self.held_out_share:
+            raise ValueError(f"test_share={self.test_share} must be at least 0 and leave problems to train on")
 
-    def is_held_out(self, problem: Problem) -> bool:
-        """Whether the problem belongs to the held-out set, whatever the order of its numbers."""
+    def split_of(self, problem: Problem) -> str:
+        """The one of SPLITS to which the problem belongs, whatever the order of its numbers."""
         key = repr((sorted(problem.numbers), problem.target)).encode()
         draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2**64
-        return draw < self.held_out_share
+        if draw < self.held_out_share:
+            return "held_out"
+        return "test" if draw < self.held_out_share + self.test_share else "train"
 
-    def problems(self, count: int, *, seed: int, held_out: bool = False) -> list[Problem]:
-        """`count` problems, no two with the same prompt; a prefix of what a larger count gives.
+    def problems(self, count: int, *, seed: int, split: str = "train") -> list[Problem]:
+        """`count` problems of one of SPLITS, no two with the same prompt; a prefix of what a larger count gives.
 
         Numbers are uniform, then the target is drawn with a weight of its right answers, as if one were hidden.
-        Raises ValueError if that many cannot be found.
+        Raises ValueError for another split, or if that many cannot be found.
         """
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r} must be one of {', '.join(map(repr, SPLITS))}")
         generator = random.Random(seed)
         found: dict[Problem, None] = {}
         misses = 0
@@ -86,21 +95,19 @@ class Countdown:
                 for target, answers in answer_counts(numbers)
                 if target <= self.largest_target
                 and answers >= self.fewest_answers
-                and self.is_held_out(problem := Problem(numbers, target)) == held_out
+                and self.split_of(problem := Problem(numbers, target)) == split
             }
             problem = generator.choices(list(weights), list(weights.values()))[0] if weights else None
             misses = misses + 1 if problem is None or problem in found else 0
             if misses > 10_000:
-                raise ValueError(
-                    f"{self} has about {len(found)} {'held-out' if held_out else 'training'} prompts, not {count}"
-                )
+                raise ValueError(f"{self} has about {len(found)} prompts in its split {split!r}, not {count}")
             if problem is not None:
                 found[problem] = None
         return list(found)
 
-    def dataset(self, count: int, *, seed: int, held_out: bool = False) -> Dataset:
+    def dataset(self, count: int, *, seed: int, split: str = "train") -> Dataset:
         """The same problems with columns "prompt" (text), "numbers" (list of integers) and "target" (integer)."""
-        problems = self.problems(count, seed=seed, held_out=held_out)
+        problems = self.problems(count, seed=seed, split=split)
         return Dataset.from_dict(
             {
                 "prompt": [problem.prompt for problem in problems],
@@ -224,8 +231,14 @@ def countdown_reward(
 
     Raises ValueError if the columns differ in length.
     """
-    graded = zip(completions, numbers, target, strict=True)
-    return [float(is_correct(completion, given, wanted)) for completion, given, wanted in graded]
+    graded: dict[tuple[Any, ...], float] = {}  # sharp policies write the same answer again and again
+    rewards = []
+    for completion, given, wanted in zip(completions, numbers, target, strict=True):
+        key = (completion, wanted, *given)
+        if key not in graded:
+            graded[key] = float(is_correct(completion, given, wanted))
+        rewards.append(graded[key])
+    return rewards
 
 
 def countdown_tokenizer(largest_number: int = 100) -> PreTrainedTokenizerFast:

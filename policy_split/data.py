@@ -9,24 +9,25 @@ import torch
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from .config import PolicySplitConfig
-from .extras import import_extra
+from .gym_tasks import PREFIX, gym_dataset
 from .modes import MODE_NAMES, MODES, check_prompt, encode_prompt
 
+DATASET_HELP = "JSON lines, parquet, a saved dataset, reasoning-gym:TASK or a hub name,"
 RESERVED_COLUMNS = ("completions", "completion_ids")
-REASONING_GYM = "reasoning-gym:"
 FILE_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
-def load_prompts(name_or_path: str | Path, *, split: str = "train") -> Dataset:
+def load_prompts(name_or_path: str | Path, *, split: str = "train", held_out: bool = False) -> Dataset:
     """Questions from JSON lines (.jsonl, .json), parquet, a folder of `save_to_disk`, or the Hugging Face hub;
-    "reasoning-gym:NAME" makes 2,000 of that task (extra `reasoning-gym`), with the columns `prompt` and `answer`.
+    "reasoning-gym:NAME?size=2000&seed=0&..." makes those of a task (extra `reasoning-gym`), see `gym_dataset`.
 
+    held_out: the size and seed of such a task are those of an evaluation, 500 and 1000000000, unless the name has them.
     Raises FileNotFoundError for a path that is not there, ValueError for another kind of file, for data that cannot be
     read, for no rows, and for no column `prompt` (it names those that are there).
     """
     path, where = Path(name_or_path), str(name_or_path)
-    if where.startswith(REASONING_GYM):
-        dataset = _from_reasoning_gym(where)
+    if where.startswith(PREFIX):
+        dataset = gym_dataset(where, held_out=held_out)
     elif path.is_dir():
         dataset = _from_folder(path)
     elif path.suffix in FILE_READERS:
@@ -46,14 +47,16 @@ def load_prompts(name_or_path: str | Path, *, split: str = "train") -> Dataset:
     return as_prompts(dataset, where)
 
 
-def as_prompts(data: Dataset | Sequence[Mapping[str, Any]] | str | Path, name: str = "the dataset") -> Dataset:
+def as_prompts(
+    data: Dataset | Sequence[Mapping[str, Any]] | str | Path, name: str = "the dataset", *, held_out: bool = False
+) -> Dataset:
     """A checked Dataset of questions: a Dataset, a list of rows, or anything that `load_prompts` takes.
 
     Raises ValueError for no rows, no column `prompt`, a column whose name reward functions need for something else, and
     a prompt that is neither text nor messages (it names the row); TypeError for another type of data.
     """
     if isinstance(data, (str, Path)):
-        return load_prompts(data)
+        return load_prompts(data, held_out=held_out)
     if isinstance(data, Sequence):
         data = Dataset.from_list([dict(row) for row in data])
     if not isinstance(data, Dataset):
@@ -131,15 +134,6 @@ def _from_file(path: Path) -> Dataset:
         return Dataset.from_list(rows)
     except (OSError, ValueError, TypeError, AttributeError) as error:  # json, arrow and unicode errors are ValueErrors
         raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _from_reasoning_gym(where: str) -> Dataset:
-    gym = import_extra("reasoning_gym", f"the dataset {where!r}")
-    try:
-        made = gym.create_dataset(where.removeprefix(REASONING_GYM), size=2000, seed=0)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    return Dataset.from_list([{"prompt": row["question"], "answer": row["answer"]} for row in made])
 
 
 def _from_folder(path: Path) -> Dataset | DatasetDict:

@@ -11,15 +11,17 @@ import yaml
 from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
-from . import countdown_job
 from .comparison import compare
 from .config import PolicySplitConfig
 from .countdown import HIGH_ENTROPY_PROMPT, canonical, countdown_reward, countdown_tokenizer
-from .data import load_prompts
+from .countdown_sizes import SIZES, load_size
+from .data import DATASET_HELP, load_prompts
 from .evaluate import evaluate_in_detail, plain_text
 from .evaluation_tables import comparison_table, evaluation_table
+from .gym_tasks import own_reward
 from .models import load_model, load_tokenizer
 from .question_scores import Key
+from .rewards import REWARD_HELP
 from .whole_folder import replace_text
 
 HELP = """Measure both modes of a trained model: accuracy, unbiased pass@k, entropy, length, different correct
@@ -30,6 +32,7 @@ or model each of the two may be the JSON of an evaluation that has been made.
 RUN is the output_dir of a training, whose settings are used, MODEL any causal language model with
 --dataset and --reward. A model of the built-in Countdown task needs neither."""
 NAME = "evaluation.json"
+QUESTIONS_SEED = 1  # of the built-in task
 # what sampling and scoring depend on; a run's config.yaml gives their defaults
 SETTINGS = (
     "seed",
@@ -134,8 +137,8 @@ def _parse(arguments: list[str], defaults: Mapping[str, Any]) -> tuple[Any, dict
     parser.add_argument("--against", help="Another run or model, evaluated alike, or an earlier evaluation's JSON.")
     parser.add_argument("--num-samples", "--num_samples", type=int, default=64, help="Responses per question and mode.")
     parser.add_argument("--num-questions", "--num_questions", type=int, help="The first so many of the dataset.")
-    parser.add_argument("--dataset", help="JSON lines, parquet, a saved dataset or a hub name, with a `prompt` column.")
-    parser.add_argument("--reward", action="append", help="module:function or file.py:function; may be repeated.")
+    parser.add_argument("--dataset", help=f"{DATASET_HELP} with a `prompt` column.")
+    parser.add_argument("--reward", action="append", help=REWARD_HELP)
     parser.add_argument("--correct-reward", "--correct_reward", type=float, default=1.0, help="From here on correct.")
     parser.add_argument("--output", help=f"JSON to write. Not given: {NAME} in the run's folder, or in this one.")
     parser.set_defaults(**defaults)
@@ -149,7 +152,7 @@ def _evaluated(model: str, arguments: list[str], task: Task | None) -> tuple[Tas
         tokenizer = load_tokenizer(None, model)
     except OSError as error:  # several lines of advice
         raise FileNotFoundError(f"{model}: {' '.join(str(error).split())}") from error
-    defaults = countdown_job.DEFAULTS if is_countdown(tokenizer) else {}
+    defaults = (load_size(Path(model)) or SIZES["small"]).settings if is_countdown(tokenizer) else {}
     defaults = {name: value for name, value in (defaults | _run_settings(model)).items() if name in SETTINGS}
     chosen, settings = _parse(arguments, defaults)
     config = PolicySplitConfig(**settings)
@@ -174,12 +177,14 @@ def _task(chosen: Any, tokenizer: PreTrainedTokenizerBase) -> Task:
         if not is_countdown(tokenizer):
             raise ValueError(f"{chosen.model} needs --dataset and --reward: only the built-in Countdown has its own")
         # the same problems for runs of every seed, so that they can be compared
-        count = countdown_job.HELD_OUT_QUESTIONS if count is None else count
-        dataset = countdown_job.TASK.dataset(count, seed=countdown_job.DEFAULTS["seed"], held_out=True)
+        size = load_size(Path(chosen.model)) or SIZES["small"]
+        count = size.held_out_questions if count is None else count
+        dataset = size.task.dataset(count, seed=QUESTIONS_SEED, split="held_out")
         return Task(dataset, reward or countdown_reward, key, chosen.correct_reward)
-    if not reward:
+    dataset = load_prompts(chosen.dataset, held_out=True)
+    reward = reward or own_reward(dataset)
+    if reward is None:
         raise ValueError("--dataset needs --reward as well, such as --reward my_rewards.py:reward")
-    dataset = load_prompts(chosen.dataset)
     if count is not None:
         dataset = dataset.select(range(min(count, len(dataset))))
     return Task(dataset, reward, key, chosen.correct_reward)

@@ -84,13 +84,15 @@ def evaluate_in_detail(
 
     Returns, ready for JSON, {"num_questions", "num_samples", "correct_reward", "modes": {"normal": m, "high_entropy":
     m}, "kl_high_normal", "kl_normal_high", "questions": [prompt], "per_question": {name: [number]}}. m has `pass_at_k`
-    = {"1": s, "2": s, "4": s, ...}, unbiased, up to num_samples and 64, and `accuracy`, `distinct_correct`, `entropy`,
-    `mean_length`, `truncated`, `distinct_1` to `distinct_3`, as `question_scores` measures them; the KLs are exact. s:
-    {"mean", "low", "high"}, mean over the questions and 95 % bootstrap interval. Every question has the same weight,
-    whereas `evaluate_modes` gives it to every token: entropies and KLs of both differ by that. Two results on the same
-    questions are what `compare` takes. One process. Raises what `evaluate_modes` raises.
+    = {"1": s, "2": s, "4": s, ...}, unbiased, up to num_samples and 64, and `accuracy`, `distinct_correct`,
+    `distinct_correct_8`, `entropy`, `mean_length`, `truncated`, `distinct_1` to `distinct_3`, as `question_scores`
+    measures them; the KLs are exact. s: {"mean", "low", "high"}, mean over the questions and 95 % bootstrap interval.
+    Every question has the same weight, whereas `evaluate_modes` gives it to every token: entropies and KLs of both
+    differ by that. Two results on the same questions are what `compare` takes. One process. Raises what
+    `evaluate_modes` raises.
     """
-    config = replace(config, log_exact_kl=True)
+    # both prompts are asked, whatever algorithm has trained the model
+    config = replace(config, algorithm="policy_split", algorithm_settings=None, log_exact_kl=True)
     policy, dataset, functions = _checked(model, tokenizer, dataset, reward_funcs, config)
     training, parts = model.training, []
     model.eval()
@@ -185,7 +187,7 @@ def format_table(before: Mapping[str, Any], after: Mapping[str, Any] | None = No
 def _checked(
     model: PreTrainedModel, tokenizer: Any, dataset: Any, reward_funcs: Any, config: PolicySplitConfig
 ) -> tuple[Policy, Dataset, list[tuple[RewardFunction, float]]]:
-    policy, dataset = Policy(model, tokenizer), as_prompts(dataset, "the evaluation dataset")
+    policy, dataset = Policy(model, tokenizer), as_prompts(dataset, "the evaluation dataset", held_out=True)
     functions = as_reward_functions(reward_funcs, config.reward_weights, config.reward_timeout)
     check_columns(functions, dataset.column_names)
     longest = longest_prompt(tokenizer, dataset, config, "the evaluation dataset")
@@ -224,7 +226,8 @@ def _rollouts(
 
 
 def _correctness(rollout: Rollout, key: Key, correct_reward: float) -> Sums:
-    correct, distinct = correct_answers(rollout, key, correct_reward)
+    correct, answers = correct_answers(rollout, key, correct_reward)
+    distinct = torch.tensor([len(each) for each in answers], device=correct.device).view(2, -1)
     sums: Sums = {}
     for mode in MODES:
         sums[f"{MODE_NAMES[mode]}/best_of_n"] = sum_and_count(correct[mode].any(1))

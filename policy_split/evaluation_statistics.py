@@ -35,6 +35,15 @@ def pass_at_k(correct: Tensor, num_samples: int, k: int) -> Tensor:
     return 1 - ((wrong - drawn) / (num_samples - drawn)).prod(-1)
 
 
+def expected_distinct(counts: Sequence[int], num_samples: int, k: int) -> float:
+    """Unbiased expectation of how many different answers k of a question's responses hold.
+
+    sum_a pass_at_k(c_a, n, k): an answer that c_a of the n responses gave is missed by k of them with the chance
+    C(n - c_a, k) / C(n, k). counts: how many responses gave each answer. ValueError: as `pass_at_k`.
+    """
+    return float(pass_at_k(torch.tensor(list(counts), dtype=torch.float64), num_samples, k).sum())
+
+
 def sizes_of_k(num_samples: int) -> list[int]:
     """1, 2, 4, ... up to the number of responses and to 64."""
     return [2**power for power in range(LARGEST_K.bit_length()) if 2**power <= num_samples]

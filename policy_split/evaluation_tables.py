@@ -9,6 +9,7 @@ MEASURES = {  # name -> (title, decimal places)
     "accuracy": ("accuracy", 3),
     "pass_at_k": ("pass@{k}", 3),
     "distinct_correct": ("different correct answers of {n}", 2),
+    "distinct_correct_8": ("different correct answers of 8, expected", 2),
     "entropy": ("entropy (nats/token)", 3),
     "distinct_1": ("distinct-1", 3),
     "distinct_2": ("distinct-2", 3),
@@ -62,7 +63,7 @@ def _measures(evaluation: Mapping[str, Any], mode: str) -> Iterator[tuple[str, i
     for name, (title, places) in MEASURES.items():
         if name == "pass_at_k":
             yield from ((title.format(k=k), places, measure) for k, measure in measures[name].items())
-        else:
+        elif name in measures:  # some are of many responses, or younger than the evaluation
             yield title.format(n=evaluation["num_samples"]), places, measures[name]
     if KL_OF_MODE[mode] in evaluation:
         yield KL_TITLE, 4, evaluation[KL_OF_MODE[mode]]

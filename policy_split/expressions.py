@@ -114,7 +114,7 @@ def _infix_to_postfix(tokens: list[str], limits: Limits) -> list[str] | None:
 
 def _run(postfix: list[str], limits: Limits) -> Evaluation | None:
     """The stack machine; None if operands are missing or left over, at a division by zero, or beyond a bound."""
-    stack: list[Fraction] = []
+    stack: list[int | Fraction] = []  # integers where the value is one: most steps need no fractions
     numbers: list[int] = []
     for token in postfix:
         if token in PRECEDENCE:
@@ -124,7 +124,7 @@ def _run(postfix: list[str], limits: Limits) -> Evaluation | None:
             value = apply(token, left, right)
         elif token[0] in DIGITS:
             numbers.append(int(token))
-            value = Fraction(numbers[-1])
+            value = numbers[-1]
         else:
             return None  # a parenthesis in postfix
         if value is None or abs(value.numerator) > limits.magnitude or value.denominator > limits.magnitude:
@@ -132,15 +132,20 @@ def _run(postfix: list[str], limits: Limits) -> Evaluation | None:
         stack.append(value)
         if len(stack) > limits.depth:
             return None
-    return Evaluation(stack[0], tuple(numbers), tuple(postfix)) if len(stack) == 1 else None
+    return Evaluation(Fraction(stack[0]), tuple(numbers), tuple(postfix)) if len(stack) == 1 else None
 
 
-def apply(operator: str, left: Fraction, right: Fraction) -> Fraction | None:
-    """`left operator right` exactly, or None at a division by zero; `operator` is one of + - * /."""
+def apply(operator: str, left: int | Fraction, right: int | Fraction) -> int | Fraction | None:
+    """`left operator right` exactly, or None at a division by zero; `operator` is one of + - * /.
+
+    An integer where both are and nothing is left over.
+    """
     if operator == "+":
         return left + right
     if operator == "-":
         return left - right
     if operator == "*":
         return left * right
-    return left / right if right else None
+    if not right:
+        return None
+    return left // right if type(left) is type(right) is int and left % right == 0 else Fraction(left, right)

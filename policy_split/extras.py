@@ -9,6 +9,7 @@ EXTRAS = {
     "reasoning_gym": "reasoning-gym",
     "math_verify": "math",
     "matplotlib": "plot",
+    "scipy": "study",
     "tensorboard": "trackers",
     "wandb": "trackers",
     "trackio": "trackers",

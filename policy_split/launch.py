@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from .config import PolicySplitConfig
 from .extras import check_extra
 
+PROJECT = "policy-split"
 # tracker -> packages of which one must be there
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
 
@@ -32,13 +34,30 @@ def make_accelerator(config: PolicySplitConfig) -> Accelerator:
     )
 
 
-def start_trackers(accelerator: Accelerator, config: PolicySplitConfig) -> None:
+def start_trackers(accelerator: Accelerator, config: PolicySplitConfig, step: int, *, resume: bool) -> None:
+    """Start config.trackers under the name of the run's folder, at its step (from 1); ValueError if one does not start.
+
+    A run that is resumed goes on in tensorboard, which drops what is behind the checkpoint, and in trackio; in wandb it
+    is another run of the same name.
+    """
+    name = Path(config.output_dir).absolute().name
+    options = {
+        "tensorboard": {"purge_step": step},
+        "wandb": {"name": name, "dir": config.output_dir},
+        "trackio": {"name": name, "resume": "allow" if resume else "never"},
+    }
     # trackers take numbers and texts only
     flat: dict[str, Any] = {
         name: value if isinstance(value, (bool, int, float, str)) else str(value)
         for name, value in asdict(config).items()
     }
-    accelerator.init_trackers("policy-split", config=flat)
+    try:
+        accelerator.init_trackers(PROJECT, config=flat, init_kwargs=options)
+    except Exception as error:
+        accelerator.trackers = []  # those that have not started cannot be finished either
+        raise ValueError(
+            f"report_to={config.report_to!r}: a tracker did not start ({type(error).__name__}: {error})"
+        ) from error
 
 
 def make_optimizer(model: nn.Module, config: PolicySplitConfig) -> torch.optim.AdamW:

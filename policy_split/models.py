@@ -4,7 +4,8 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from .batches import FLASH_ATTENTION_ARGUMENTS, Batch, PaddedBatch
 from .checkpoints import progress_bars
 from .config import PolicySplitConfig
 from .extras import check_extra
 from .lm_head import UnknownHeadError, inner_model, is_patched, patch_lm_head, unpatch_lm_head
+from .packing import packing_fault
 
 
 def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTrainedModel:
@@ -104,67 +107,94 @@ def _warn_of_logits(error: Exception) -> None:
 
 @dataclass
 class Policy:
-    """A model that answers and scores: `bare` generates; `model`, accelerate's wrapper of it, gives log-probs."""
+    """A model that answers and scores: `bare` generates; `model`, accelerate's wrapper of it, gives log-probs.
+
+    packed: config.packed_batches; None becomes whether the model's attention is flash attention. ValueError for True
+    where the model does not keep packed sequences apart, for None a warning, and batches are padded.
+    """
 
     model: nn.Module
     tokenizer: Any
     bare: PreTrainedModel | None = None
     fused: bool = False  # whether scores and losses come from completion_head, or else from completion_logits
     chunk_bytes: int | None = None  # of the functions that completion_head takes
+    packed: bool | None = None  # whether batches are PackedBatch, or else PaddedBatch
 
     def __post_init__(self) -> None:
         self.bare = self.model if self.bare is None else self.bare
         self.end_ids = end_ids(self.bare, self.tokenizer)
         self.pad_id = pad_id(self.bare, self.tokenizer)
-        self.forward_arguments = set(inspect.signature(inner_model(self.bare).forward).parameters)
+        parameters = inspect.signature(inner_model(self.bare).forward).parameters
+        self.forward_arguments = set(parameters)
+        flash = "flash" in str(self.bare.config.get_text_config()._attn_implementation)
+        if flash and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            self.forward_arguments |= set(FLASH_ATTENTION_ARGUMENTS)
         if self.fused:
             self.fused = self._knows_head()
+        if self.packed or (self.packed is None and flash):
+            self.packed = self._keeps_apart()
+        self.packed = bool(self.packed)
 
     def _knows_head(self) -> bool:
         """Whether one token goes through the patched model: with a warning if not, rather than in the first step."""
         if not is_patched(self.bare):
             raise ValueError("fused=True needs a model that patch_lm_head has patched")
-        ids, training = torch.full((1, 2), self.pad_id, device=self.device), self.bare.training
-        self.bare.eval()
-        try:
-            with torch.no_grad():
-                self.completion_head(ids, None, 1, lambda hidden, weight, **options: None)
-        except UnknownHeadError as error:
-            unpatch_lm_head(self.bare)
-            _warn_of_logits(error)
-        finally:
-            self.bare.train(training)
+        ids = torch.full((1, 1), self.pad_id, device=self.device)
+        with _trial(self.bare):
+            try:
+                self.completion_head(PaddedBatch([0], ids, ids, [1], [1]), lambda hidden, weight, **options: None)
+            except UnknownHeadError as error:
+                unpatch_lm_head(self.bare)
+                _warn_of_logits(error)
         return is_patched(self.bare)
+
+    def _keeps_apart(self) -> bool:
+        """Whether sequences can be packed, see `packing_fault`."""
+        arguments = (self.bare.get_input_embeddings(), self.forward_arguments)
+        with _trial(self.bare):  # of the bare model: DDP would wait for the gradients of parameters
+            fault = packing_fault(lambda batch: batch.predictions(self.bare(**self._inputs(batch)).logits), *arguments)
+        if fault is None:
+            return True
+        name = type(self.bare).__name__
+        if self.packed:
+            raise ValueError(f"packed_batches=True: {name} cannot be given packed sequences: {fault}")
+        warnings.warn(f"batches are padded: {name} cannot be given packed sequences: {fault}", stacklevel=3)
+        return False
 
     @property
     def device(self) -> torch.device:
         return self.bare.get_input_embeddings().weight.device
 
-    def completion_logits(self, input_ids: Tensor, attention_mask: Tensor | None, length: int) -> Tensor:
-        """Logits (B, T, V) that predict the last T tokens of each row (B, L); the prompt's logits are never computed.
+    def completion_logits(self, batch: Batch) -> Tensor:
+        """Logits (B, T, V) or (N, V) that predict the tokens of a batch's responses; the prompt's are not computed."""
+        return batch.predictions(self._forward(batch).logits)
 
-        Rows are left-padded prompts, then completions with padding on the right. attention_mask (B, L) may be None
-        where no prompt is padded: what stands behind a causal row does not reach it.
-        """
-        return self._forward(input_ids, attention_mask, length).logits[:, -length:]
+    def completion_head(self, batch: Batch, head_fn: Callable[..., Any]) -> Any:
+        """What head_fn makes of the hidden states (B, T, D) or (N, D) of those logits and the LM head, see
+        `patch_lm_head`."""
+        return self._forward(batch, head_fn=functools.partial(_of_predictions, batch, head_fn)).result
 
-    def completion_head(
-        self, input_ids: Tensor, attention_mask: Tensor | None, length: int, head_fn: Callable[..., Any]
-    ) -> Any:
-        """What head_fn makes of the hidden states (B, T, D) of those logits and the LM head, see `patch_lm_head`."""
-        head_fn = functools.partial(_of_the_last, length, head_fn)
-        return self._forward(input_ids, attention_mask, length, head_fn=head_fn).result
+    def _forward(self, batch: Batch, **more: Any) -> Any:
+        return self.model(**self._inputs(batch), **more)
 
-    def _forward(self, input_ids: Tensor, attention_mask: Tensor | None, length: int, **more: Any) -> Any:
-        input_ids = input_ids[:, :-1]  # the last token predicts nothing that is scored
-        arguments: dict[str, Any] = {"logits_to_keep": length}
-        if attention_mask is not None:
-            attention_mask = attention_mask[:, :-1]
-            arguments["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        arguments = {name: value for name, value in arguments.items() if name in self.forward_arguments}
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **arguments, **more)
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        known = {"input_ids", "attention_mask", *self.forward_arguments}
+        inputs = {name: value for name, value in batch.inputs.items() if name in known}
+        return {"attention_mask": None, "use_cache": False} | inputs
 
 
-def _of_the_last(length: int, head_fn: Callable[..., Any], hidden: Tensor, weight: Tensor, **options: Any) -> Any:
-    """For models without logits_to_keep, which give their head every position."""
-    return head_fn(hidden[:, -length:], weight, **options)
+def _of_predictions(batch: Batch, head_fn: Callable[..., Any], hidden: Tensor, weight: Tensor, **options: Any) -> Any:
+    """Models without logits_to_keep give their head every position."""
+    return head_fn(batch.predictions(hidden), weight, **options)
+
+
+@contextmanager
+def _trial(model: nn.Module) -> Iterator[None]:
+    """A forward before the first step, of which nothing remains."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

@@ -1,16 +1,18 @@
 """What a scored rollout says about each of its questions: one number per question, mode and measure."""
 
-from collections.abc import Callable, Collection, Hashable
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from .evaluation_statistics import distinct_n
+from .evaluation_statistics import distinct_n, expected_distinct
 from .modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
 from .rollout import Rollout
 
 Key = Callable[[str], Hashable]
 NGRAMS = (1, 2, 3)
+FEW = 8  # responses, of which the number of different answers is estimated whatever number was drawn
 KL_NAMES = {"kl_high_normal": HIGH_ENTROPY, "kl_normal_high": NORMAL}  # name -> the mode whose responses it is over
 
 
@@ -18,7 +20,8 @@ def question_scores(rollout: Rollout, end_ids: Collection[int], key: Key, correc
     """Each measure of each question, (P,) float64 on the CPU, named "normal/accuracy", "kl_high_normal" and so on.
 
     Of each mode, over its own n responses: `accuracy` (mean reward), `correct` (how many have a reward of at least
-    correct_reward), `distinct_correct` (different keys of those), `entropy` (nats, mean over all tokens), `mean_length`
+    correct_reward), `distinct_correct` (different keys of those), `distinct_correct_8` (how many 8 responses are
+    expected to have, from 8 responses on), `entropy` (nats, mean over all tokens), `mean_length`
     (tokens, the end of sequence among them), `truncated` (share without an end), `distinct_1`, `distinct_2`,
     `distinct_3` (`distinct_n` over the responses' token ids, without the end). `kl_high_normal` and `kl_normal_high`:
     the exact KL at each token of the first-named mode's responses, nats, mean over the tokens; where the rollout has
@@ -27,15 +30,18 @@ def question_scores(rollout: Rollout, end_ids: Collection[int], key: Key, correc
     own = 2 * rollout.num_prompts * rollout.num_generations  # the first two blocks: what each mode wrote itself
     shape = (2, rollout.num_prompts, rollout.num_generations)
     mask = rollout.mask[:own].view(*shape, -1)
-    correct, distinct = correct_answers(rollout, key, correct_reward)
+    correct, answers = correct_answers(rollout, key, correct_reward)
+    n = rollout.num_generations
     measures = {
         "accuracy": rollout.rewards[:own].view(shape).double().mean(-1),
         "correct": correct.sum(-1),
-        "distinct_correct": distinct,
+        "distinct_correct": _per_question(answers, len),
         "entropy": _token_mean(rollout.entropy[:own].view(mask.shape), mask),
         "mean_length": mask.sum(-1).double().mean(-1),
         "truncated": rollout.truncated.view(shape).double().mean(-1),
     }
+    if n >= FEW:
+        measures["distinct_correct_8"] = _per_question(answers, lambda a: expected_distinct(a.values(), n, FEW))
     measures |= _distinct_ngrams(rollout, end_ids)
     scores = {
         f"{MODE_NAMES[mode]}/{name}": values[mode].double().cpu() for mode in MODES for name, values in measures.items()
@@ -46,15 +52,18 @@ def question_scores(rollout: Rollout, end_ids: Collection[int], key: Key, correc
     return scores
 
 
-def correct_answers(rollout: Rollout, key: Key, correct_reward: float) -> tuple[Tensor, Tensor]:
-    """Which of each mode's responses are correct (2, P, n) bool, and how many different keys those have (2, P)."""
+def correct_answers(rollout: Rollout, key: Key, correct_reward: float) -> tuple[Tensor, list[Counter[Hashable]]]:
+    """Which of each mode's responses are correct (2, P, n) bool, and the keys of those, 2*P counters, mode-major."""
     p, n = rollout.num_prompts, rollout.num_generations
     texts = rollout.texts
     correct = (rollout.rewards[: len(texts)] >= correct_reward).view(2, p, n)
     flags = correct.flatten().tolist()
     groups = [range(start, start + n) for start in range(0, len(texts), n)]
-    distinct = [len({key(texts[i]) for i in group if flags[i]}) for group in groups]
-    return correct, torch.tensor(distinct, device=correct.device).view(2, p)
+    return correct, [Counter(key(texts[i]) for i in group if flags[i]) for group in groups]
+
+
+def _per_question(answers: Sequence[Counter[Hashable]], measure: Callable[[Counter[Hashable]], float]) -> Tensor:
+    return torch.tensor([measure(each) for each in answers], dtype=torch.float64).view(2, -1)
 
 
 def _distinct_ngrams(rollout: Rollout, end_ids: Collection[int]) -> dict[str, Tensor]:

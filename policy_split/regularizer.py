@@ -37,9 +37,9 @@ def push_coefficients(config: PolicySplitConfig) -> tuple[float, float]:
 
 
 def mode_push(
-    logits: Tensor,  # (2*B, T, V) of both modes: as rollout.cut pairs the rows
-    weights: Tensor,  # (2*B, T)
-    mask: Tensor,  # (2*B, T)
+    logits: Tensor,  # (2*B, ..., V) of both modes: as rollout.cut pairs the rows, padded or packed
+    weights: Tensor,  # (2*B, ...)
+    mask: Tensor,  # (2*B, ...)
     coefficients: Sequence[float],  # in the modes' order
     temperature: float,
 ) -> tuple[Tensor, Tensor]:

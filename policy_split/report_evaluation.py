@@ -14,6 +14,7 @@ MEASURES = {
     "accuracy": "accuracy",
     "best_of_n": "best of n",
     "distinct_correct": "different correct answers",
+    "distinct_correct_8": "different correct answers of 8",
     "entropy": "entropy (nats/token)",
     "mean_length": "length (tokens)",
 }

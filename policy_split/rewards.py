@@ -9,17 +9,21 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from .gym_tasks import PREFIX, ReasoningGymReward
 from .time_limit import add_note, time_limited
 
+REWARD_HELP = "module:function, file.py:function or reasoning-gym:TASK; may be repeated."
 RewardFunction = Callable[..., Sequence[float | None]]
 
 
 def load_reward(spec: str) -> RewardFunction:
-    """The function of "package.module:function" or "path/to/file.py:function".
+    """The function of "package.module:function", "path/to/file.py:function" or "reasoning-gym:task".
 
     Raises ValueError for another form or a module without it, FileNotFoundError and ModuleNotFoundError for what is not
     there, TypeError if it cannot be called. What the module itself raises on import is passed on.
     """
+    if spec.startswith(PREFIX):
+        return ReasoningGymReward(spec)
     source, _, name = spec.rpartition(":")
     if not source or not name:
         raise ValueError(f"reward {spec!r} must be 'package.module:function' or 'path/to/file.py:function'")

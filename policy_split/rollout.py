@@ -11,6 +11,7 @@ from policy_split_kernels.linear import linear_logprobs_and_entropy
 from policy_split_kernels.logprobs import logprobs_and_entropy
 from torch import Tensor
 
+from .batches import Batch, PackedBatch, PaddedBatch
 from .config import PolicySplitConfig
 from .data import encode_modes
 from .models import Policy
@@ -68,18 +69,10 @@ class Rollout:
         writer, place = divmod(response, self.num_prompts * self.num_generations)
         return [BLOCKS.index((mode, writer)) * self.num_prompts * self.num_generations + place for mode in MODES]
 
-    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor | None, int]:
-        """(input_ids (B, L+T), attention_mask or None, T) of some rows, cut to their longest prompt and response."""
-        prompt = max(self.prompt_lengths[row] for row in rows)
-        length = max(self.completion_lengths[row] for row in rows)
-        prompt_ids = self.prompt_ids[rows, self.prompt_ids.shape[1] - prompt :]
-        input_ids = torch.cat((prompt_ids, self.completion_ids[rows, :length]), 1)
-        padding = [prompt - self.prompt_lengths[row] for row in rows]
-        if not any(padding):
-            return input_ids, None, length
-        starts = torch.tensor(padding, device=input_ids.device)[:, None]
-        in_prompt = torch.arange(prompt, device=input_ids.device) >= starts
-        return input_ids, torch.cat((in_prompt, self.mask[rows, :length]), 1).long(), length
+    def batch(self, rows: Sequence[int], *, packed: bool = False) -> Batch:
+        """Some rows as one forward of a model."""
+        kind = PackedBatch if packed else PaddedBatch
+        return kind(rows, self.prompt_ids, self.completion_ids, self.prompt_lengths, self.completion_lengths)
 
     def responses(self, tokenizer: Any) -> Iterator[dict[str, Any]]:
         """Each response once, for people: mode, prompt, completion, reward."""
@@ -146,21 +139,21 @@ def score(
     """
     scores = [torch.zeros(rollout.mask.shape, device=rollout.mask.device) for _ in range(3 if divergence else 2)]
     for rows in batches:
-        input_ids, attention_mask, length = rollout.batch(rows)
-        mask = rollout.mask[rows, :length]
-        options = {"targets": input_ids[:, -length:], "temperature": temperature, "mask": mask}
+        batch = rollout.batch(rows, packed=policy.packed)
+        mask = batch.gather(rollout.mask)
+        options = {"targets": batch.gather(rollout.completion_ids), "temperature": temperature, "mask": mask}
         if policy.fused and not divergence:
             head_fn = partial(linear_logprobs_and_entropy, chunk_bytes=policy.chunk_bytes, **options)
-            values = list(policy.completion_head(input_ids, attention_mask, length, head_fn))
+            values = list(policy.completion_head(batch, head_fn))
         else:
-            logits = policy.completion_logits(input_ids, attention_mask, length)
+            logits = policy.completion_logits(batch)
             values = list(logprobs_and_entropy(logits, **options))
         if divergence:
-            exact = mode_divergence(*logits.chunk(2), temperature=temperature, mask=mask[: len(rows) // 2])
+            exact = mode_divergence(*logits.chunk(2), temperature=temperature, mask=mask.chunk(2)[0])
             values.append(torch.cat((exact.kl_ab, exact.kl_ba)))
         for number, value in enumerate(values):
             scores[number] = scores[number].to(value.dtype)  # float64 models keep their precision
-            scores[number][rows, :length] = value
+            scores[number][rows, : batch.length] = batch.scatter(value)
     return Scores(*scores)
 
 

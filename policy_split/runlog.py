@@ -75,7 +75,7 @@ class RunLog:
         elif self.config.overwrite_output_dir:
             remove_earlier_run(self.metrics.path.parent)
         self._describe()
-        start_trackers(self.accelerator, self.config)
+        start_trackers(self.accelerator, self.config, step, resume=self.resume)
 
     def _describe(self) -> None:
         """The settings and where they run, for people and for programs that do not have this one."""

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from .config import PolicySplitConfig
 from .models import Policy
+from .progress import inner_bar
 
 
 def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplitConfig) -> Tensor:
@@ -29,11 +31,19 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplit
     training = policy.bare.training
     policy.bare.eval()
     parts = []
-    with torch.no_grad(), _instead_of_defaults(policy.bare, generation):
-        for start in range(0, len(prompts), size):
+    starts, longest = range(0, len(prompts), size), config.max_completion_length
+    with (
+        torch.no_grad(),
+        _instead_of_defaults(policy.bare, generation),
+        inner_bar(len(starts) * longest, "generation", " tokens") as bar,
+    ):
+        counter = None if bar.disable else StoppingCriteriaList([_TokenCounter(bar)])
+        for number, start in enumerate(starts, 1):
             ids, mask = left_padded(prompts[start : start + size], policy)
-            out = policy.bare.generate(input_ids=ids, attention_mask=mask, generation_config=generation)
+            options = {"generation_config": generation, "stopping_criteria": counter}
+            out = policy.bare.generate(input_ids=ids, attention_mask=mask, **options)
             parts.append(out[:, ids.shape[1] :])
+            bar.update(number * longest - bar.n)  # all may have ended before
     policy.bare.train(training)
     width = max(part.shape[1] for part in parts)
     return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=policy.pad_id) for part in parts])
@@ -58,6 +68,17 @@ def left_padded(prompts: Sequence[Sequence[int]], policy: Policy) -> tuple[Tenso
     ids = [[policy.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids, device=policy.device), torch.tensor(mask, device=policy.device)
+
+
+class _TokenCounter(StoppingCriteria):
+    """Stops nothing: called once for every token of a batch, it moves the bar, without asking the device anything."""
+
+    def __init__(self, bar: tqdm):
+        self.bar = bar
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        self.bar.update()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, get_scheduler
 
 from .advantages import bonus_statistics, dual_mode_advantages
@@ -33,10 +32,11 @@ from .checkpoints import Progress, check_output_dir, find_checkpoint, save_pretr
 from .config import PolicySplitConfig
 from .data import as_prompts, longest_prompt, question_indices
 from .evaluate import Key, evaluate_policy, flatten, plain_text
+from .gym_tasks import check_held_out, own_reward
 from .launch import make_accelerator, make_optimizer
 from .metrics import Sums, add_sums, means, rollout_sums, sum_and_count
 from .models import Policy, check_fit, enable_checkpointing, fuse_lm_head, load_model, load_tokenizer
-from .modes import MODE_NAMES
+from .progress import mode_postfix, showing, steps_bar, track
 from .rewards import as_reward_functions, check_columns
 from .rollout import (
     BLOCKS,
@@ -60,10 +60,11 @@ class PolicySplitTrainer:
     """Trains both modes of one model: `PolicySplitTrainer(model, tokenizer, reward, dataset, config).train()`.
 
     model: a PreTrainedModel, trained in place, or a name or path. tokenizer: the model's; None for a model given by
-    name. reward_funcs: one function or several, callable or "module:function". train_dataset, eval_dataset: a Dataset,
-    a list of rows, or what `load_prompts` takes, with a column `prompt`. ref_model: the reference of config.beta, by
-    default a frozen copy of the model. Raises ValueError, TypeError, ImportError or FileNotFoundError, naming what is
-    wrong, before anything is written; every prompt of the datasets is checked here.
+    name. reward_funcs: one function or several, callable or "module:function"; None: that of a reasoning-gym dataset.
+    train_dataset, eval_dataset: a Dataset, a list of rows, or what `load_prompts` takes, with a column `prompt`.
+    ref_model: the reference of config.beta, by default a frozen copy of the model. Raises ValueError, TypeError,
+    ImportError or FileNotFoundError, naming what is wrong, before anything is written; every prompt of the datasets is
+    checked here.
     """
 
     def __init__(
@@ -83,9 +84,14 @@ class PolicySplitTrainer:
                 f"prompts_per_step={config.prompts_per_step} must be a multiple of the "
                 f"{self.accelerator.num_processes} processes"
             )
-        self.rewards = as_reward_functions(reward_funcs, config.reward_weights, config.reward_timeout)
         self.train_dataset = as_prompts(train_dataset, "train_dataset")
-        self.eval_dataset = None if eval_dataset is None else as_prompts(eval_dataset, "eval_dataset")
+        self.eval_dataset = None if eval_dataset is None else as_prompts(eval_dataset, "eval_dataset", held_out=True)
+        if self.eval_dataset is not None:
+            check_held_out(self.train_dataset, self.eval_dataset)
+        reward_funcs = own_reward(self.train_dataset) if reward_funcs is None else reward_funcs
+        if reward_funcs is None:
+            raise ValueError("reward_funcs is None; only a reasoning-gym dataset has a reward of its own")
+        self.rewards = as_reward_functions(reward_funcs, config.reward_weights, config.reward_timeout)
         if config.eval_steps and self.eval_dataset is None:
             raise ValueError(f"eval_steps={config.eval_steps} needs an eval_dataset")
         self.tokenizer = load_tokenizer(tokenizer, model)
@@ -106,14 +112,16 @@ class PolicySplitTrainer:
             frozen.requires_grad_(False).eval()
             fused = fuse_lm_head(frozen, config)
             wrapped = self.accelerator.prepare_model(frozen, evaluation_mode=True)
-            self.reference = Policy(wrapped, self.tokenizer, frozen, fused, config.lm_head_chunk_bytes)
+            options = (fused, config.lm_head_chunk_bytes, config.packed_batches)
+            self.reference = Policy(wrapped, self.tokenizer, frozen, *options)
         fused = fuse_lm_head(bare, config)
         if config.gradient_checkpointing:
             enable_checkpointing(bare)
         optimizer = make_optimizer(bare, config)
         self.model, self.optimizer = self.accelerator.prepare(bare, optimizer)
         unwrapped = self.accelerator.unwrap_model(self.model)
-        self.policy = Policy(self.model, self.tokenizer, unwrapped, fused, config.lm_head_chunk_bytes)
+        options = (fused, config.lm_head_chunk_bytes, config.packed_batches)
+        self.policy = Policy(self.model, self.tokenizer, unwrapped, *options)
         # stepped once per step and in every process alike: not through accelerate, which steps it once per process
         self.schedule = get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, self.max_steps)
         self.progress = Progress()
@@ -148,7 +156,8 @@ class PolicySplitTrainer:
         disable = config.disable_tqdm if self.accelerator.is_main_process else True
         with (
             RunLog(self.accelerator, config, resume=resume) as log,
-            tqdm(total=self.max_steps, initial=self.progress.step, desc="policy split", disable=disable) as bar,
+            showing(disable),
+            steps_bar(self.progress.step, self.max_steps, disable) as bar,
             StopRequest() as stop,
         ):
             while self.progress.step < self.max_steps:
@@ -159,9 +168,7 @@ class PolicySplitTrainer:
                 if stopped or (config.save_steps and done % config.save_steps == 0):
                     log.sync()
                     self.state.save(self.output_dir, config.save_total_limit)
-                shown = [f"{mode}/{name}" for mode in MODE_NAMES for name in ("reward", "entropy")]
-                shown = {name: f"{metrics[name]:.3f}" for name in shown if name in metrics}
-                bar.set_postfix(shown, refresh=False)
+                bar.set_postfix(mode_postfix(metrics), refresh=False)
                 bar.update()
                 if stopped:
                     raise KeyboardInterrupt(f"stopped after step {done} of {self.max_steps}, which is saved")
@@ -227,7 +234,7 @@ class PolicySplitTrainer:
             advantages, chosen = self.baseline(rollout, means(sums, self.accelerator)["normal/entropy"])
         learning_rate = self.schedule.get_last_lr()[0]
         batches = optimizer_batches(rollout, config, seed_of(config.seed, "rows", self.progress.step))
-        for number, rows in enumerate(batches * config.num_iterations):
+        for number, rows in enumerate(track(batches * config.num_iterations, "optimizer steps", "step")):
             old_logprobs = None if number == 0 else rollout.logprobs
             sums = add_sums(sums, self.update.step(rollout, rows, advantages, old_logprobs, ref_logprobs, chosen))
         with warnings.catch_warnings():  # torch's, if the very first optimizer step was skipped
@@ -286,7 +293,7 @@ class PolicySplitTrainer:
         self, dataset: Any = None, num_samples: int | None = None, *, key: Key = plain_text, correct_reward: float = 1.0
     ) -> dict[str, Any]:
         """Both modes on held-out questions, as `evaluate_modes` returns them; by default on the eval_dataset."""
-        dataset = self.eval_dataset if dataset is None else as_prompts(dataset, "the evaluation dataset")
+        dataset = self.eval_dataset if dataset is None else as_prompts(dataset, "the evaluation dataset", held_out=True)
         if dataset is None:
             raise ValueError("evaluate() needs a dataset: pass one, or eval_dataset to the trainer")
         self.policy.bare.eval()

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from . import baseline_losses
 from .algorithms import LossVectors
 from .baseline_step import baseline_loss
+from .batches import Batch
 from .checkpoints import Progress
 from .config import PolicySplitConfig
 from .linear_loss import linear_dual_mode_loss
@@ -94,14 +95,14 @@ class PolicyUpdate:
     ) -> DualModeLossOutput:
         """Adds the gradient of one micro-batch (B, T) to the model's; the output's vectors are (B, T)."""
         config = self.config
-        input_ids, attention_mask, length = rollout.batch(rows)
-        mask, weights = rollout.train_mask[rows, :length], weights[rows, :length]
+        batch = rollout.batch(rows, packed=self.policy.packed)
+        mask, weights = batch.gather(rollout.train_mask), batch.gather(weights)
         arguments = {
-            "targets": input_ids[:, -length:],
-            "advantages": advantages[rows, :length],
-            "mode": rollout.mode[rows, None].expand(-1, length),
-            "old_logprobs": None if old_logprobs is None else old_logprobs[rows, :length],
-            "ref_logprobs": None if ref_logprobs is None else ref_logprobs[rows, :length],
+            "targets": batch.gather(rollout.completion_ids),
+            "advantages": batch.gather(advantages),
+            "mode": batch.gather(rollout.mode[:, None].expand(rollout.mask.shape)),
+            "old_logprobs": None if old_logprobs is None else batch.gather(old_logprobs),
+            "ref_logprobs": None if ref_logprobs is None else batch.gather(ref_logprobs),
             "mask": mask,
             "weights": weights,
             "entropy_coef": self._entropy_coefficients(),
@@ -113,20 +114,18 @@ class PolicyUpdate:
         }
         arguments |= {name: x for name, x in self._settings.items() if name in ("clip_low", "clip_high")}
         if self._own_loss:
-            out = self._baseline(
-                input_ids, attention_mask, arguments, None if chosen is None else chosen[rows, :length]
-            )
+            out = self._baseline(batch, arguments, None if chosen is None else batch.gather(chosen))
         elif self.policy.fused:
             head_fn = partial(linear_dual_mode_loss, chunk_bytes=self.policy.chunk_bytes, **arguments)
-            out = self.policy.completion_head(input_ids, attention_mask, length, head_fn)
+            out = self.policy.completion_head(batch, head_fn)
         else:
-            logits = self.policy.completion_logits(input_ids, attention_mask, length)
+            logits = self.policy.completion_logits(batch)
             logits, push = mode_push(logits, weights, mask, push_coefficients(config), config.temperature)
             # in place: the logits are this forward's own and nobody else reads them
             out = dual_mode_loss(logits, **arguments, inplace_gradient=True)
             out = out._replace(loss=out.loss + push)
         self.accelerator.backward(out.loss)
-        return out
+        return DualModeLossOutput(out.loss, *map(batch.scatter, out[1:]))
 
     @property
     def _settings(self) -> Mapping[str, Any]:
@@ -144,10 +143,8 @@ class PolicyUpdate:
         adapts = self.config.chosen_algorithm.entropy_control is not None
         return normal + (self.entropy_coef if adapts else self._settings.get("entropy_coef", 0.0)), high
 
-    def _baseline(
-        self, input_ids: Tensor, attention_mask: Tensor | None, arguments: dict[str, Any], chosen: Tensor | None
-    ) -> DualModeLossOutput:
-        """A baseline's own loss of the tokens that those arguments of `dual_mode_loss` (B, T) describe."""
+    def _baseline(self, batch: Batch, arguments: dict[str, Any], chosen: Tensor | None) -> DualModeLossOutput:
+        """A baseline's own loss of the tokens that those arguments of `dual_mode_loss` describe."""
         policy, names = self.policy, ("targets", "mask", "temperature")
         tokens = {name: arguments[name] for name in ("advantages", "old_logprobs", "ref_logprobs")}
         advantages, old, ref = (None if x is None else x.flatten() for x in tokens.values())
@@ -157,7 +154,7 @@ class PolicyUpdate:
             self.config.chosen_algorithm, vectors, ref, entropy_coef=arguments["entropy_coef"][0],
             kl_coef=self.config.beta, **clip,
         )  # fmt: skip
-        options, length = {name: arguments[name] for name in names}, arguments["targets"].shape[1]
+        options = {name: arguments[name] for name in names}
         if policy.fused:
             head_fn = partial(
                 linear_token_loss,
@@ -166,9 +163,9 @@ class PolicyUpdate:
                 chunk_bytes=policy.chunk_bytes,
                 **options,
             )
-            loss, _, logprobs, entropy = policy.completion_head(input_ids, attention_mask, length, head_fn)
+            loss, _, logprobs, entropy = policy.completion_head(batch, head_fn)
         else:
-            logits = policy.completion_logits(input_ids, attention_mask, length)
+            logits = policy.completion_logits(batch)
             logprobs, entropy = logprobs_and_entropy(logits, **options)
             index = arguments["mask"].flatten().nonzero().squeeze(-1)
             losses = loss_fn(logprobs.flatten()[index], entropy.flatten()[index], index)

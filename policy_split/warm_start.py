@@ -1,6 +1,7 @@
 """Supervised warm start: teach a model the task under both modes' prompts at once, so that they begin as one policy."""
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 Example = tuple[str, Sequence[str]]  # a prompt and its right answers
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of an answer with its end of sequence
 MODES = (0, 1)
+BAR_SECONDS = 0.5
 
 
 def warm_start(
@@ -27,14 +29,18 @@ def warm_start(
     warmup_steps: int = 50,
     weight_decay: float = 0.01,
     seed: int = 0,
+    paired: bool = True,
     progress: Callable[[int, Tensor], None] | None = None,
+    disable_tqdm: bool | None = None,
 ) -> list[float]:
     """Train the model in place on random answers of random examples; returns each step's loss (nats per token).
 
     `encode(prompt, mode)` gives the prompt's token ids in mode 0 (normal) or 1 (high-entropy). Each step draws
     `batch_size` examples, one answer each, and trains it under both prompts: `2 * batch_size` rows, loss on the answer
-    and its EOS only. AdamW, linear warm-up and linear decay to zero over a fixed number of steps: the same seed and
-    number of threads give the same weights. `progress(step, loss)` is called after each step with the detached loss.
+    and its EOS only. paired=False draws other examples for each prompt, which leaves the modes further apart. AdamW,
+    linear warm-up and linear decay to zero over a fixed number of steps: the same seed and number of threads give the
+    same weights. `progress(step, loss)` is called after each step with the detached loss.
+    disable_tqdm: whether to hide the bar; None: hidden where there is no terminal.
     Raises ValueError if there is no example, or one without an answer.
     """
     if not examples or not all(answers for _, answers in examples):
@@ -50,10 +56,12 @@ def warm_start(
     losses = []
     was_training = model.training
     model.train()
-    for step in tqdm(range(steps), desc="warm start", disable=None):
-        drawn = [generator.randrange(len(examples)) for _ in range(batch_size)]
-        pairs = [(prompts[i], generator.choice(answers[i])) for i in drawn]
-        rows = [(pair[mode], answer) for mode in MODES for pair, answer in pairs]
+    bar = tqdm(range(steps), desc="warm start", mininterval=BAR_SECONDS, miniters=1, disable=disable_tqdm)
+    read = time.monotonic()
+    for step in bar:
+        draws = [[generator.randrange(len(examples)) for _ in range(batch_size)] for _ in MODES[: 1 if paired else 2]]
+        pairs = [[(prompts[i], generator.choice(answers[i])) for i in drawn] for drawn in draws]
+        rows = [(pair[mode], answer) for mode in MODES for pair, answer in pairs[mode if len(pairs) > 1 else 0]]
         logits, targets = answer_logits(model, rows, tokenizer.pad_token_id, device)
         loss = F.cross_entropy(logits.float(), targets)
         optimizer.zero_grad(set_to_none=True)
@@ -62,6 +70,9 @@ def warm_start(
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
+        if not bar.disable and time.monotonic() - read >= BAR_SECONDS:  # a loss that is read makes a GPU wait
+            bar.set_postfix(loss=f"{float(losses[-1]):.3f}", refresh=False)
+            read = time.monotonic()
         if progress is not None:
             progress(step, losses[-1])
     model.train(was_training)

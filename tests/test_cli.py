@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -11,8 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from policy_split import cli, countdown_job
 from policy_split.config import PolicySplitConfig
+from policy_split.countdown_sizes import SIZES
 from policy_split.trainer import PolicySplitTrainer
 
+SMALL = SIZES["small"]
 QUICK = ["--use_cpu", "true", "--disable_tqdm", "true", "--max_steps", "2", "--save_steps", "0"]
 
 
@@ -101,9 +104,9 @@ def test_a_failing_reward_function_is_said_with_its_sample(saved, tmp_path, caps
 
 
 def test_the_main_job_writes_what_it_measured(tmp_path):
-    settings = {**countdown_job.DEFAULTS, "max_steps": 1, "prompts_per_step": 8, "num_generations": 2}
+    settings = {**SMALL.settings, "max_steps": 1, "prompts_per_step": 8, "num_generations": 2}
     config = PolicySplitConfig(**settings, output_dir=str(tmp_path / "run"), use_cpu=True, disable_tqdm=True)
-    results = countdown_job.run_countdown(config, warm_start_steps=3, held_out_questions=8)
+    results = countdown_job.run_countdown(config, replace(SMALL, warm_start_steps=3, held_out_questions=8))
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
     table = (tmp_path / "run" / "table.md").read_text()
     assert table.strip() == countdown_job.report(results)
@@ -116,18 +119,17 @@ def test_the_main_job_writes_what_it_measured(tmp_path):
     ):
         assert words in table
     again = PolicySplitConfig(**settings, output_dir=str(tmp_path / "again"), use_cpu=True, disable_tqdm=True)
-    repeated = countdown_job.run_countdown(again, warm_start_steps=3, held_out_questions=8)
+    repeated = countdown_job.run_countdown(again, replace(SMALL, warm_start_steps=3, held_out_questions=8))
     assert (repeated["before"], repeated["after"]) == (results["before"], results["after"])
 
 
 def test_the_main_job_goes_on_after_a_stop(tmp_path, monkeypatch):
-    monkeypatch.setattr(countdown_job, "TRAIN_QUESTIONS", 50)
-    monkeypatch.setattr(countdown_job, "WARM_START_EXAMPLES", 50)
-    settings = {**countdown_job.DEFAULTS, "max_steps": 2, "prompts_per_step": 4, "num_generations": 2, "save_steps": 1}
+    size = replace(SMALL, train_questions=50, held_out_questions=4, warm_start_examples=50, warm_start_steps=2)
+    settings = {**SMALL.settings, "max_steps": 2, "prompts_per_step": 4, "num_generations": 2, "save_steps": 1}
 
     def job(name, *, resume=False):
         config = PolicySplitConfig(**settings, output_dir=str(tmp_path / name), use_cpu=True, disable_tqdm=True)
-        return countdown_job.run_countdown(config, warm_start_steps=2, held_out_questions=4, resume=resume)
+        return countdown_job.run_countdown(config, size, resume=resume)
 
     def stops(*_, **__):
         raise KeyboardInterrupt

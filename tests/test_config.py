@@ -35,6 +35,7 @@ from policy_split.config import RULES, PolicySplitConfig
         ("regularizer", "both", "regularizer='both' must be one of 'advantage', 'loss'"),
         ("log_exact_kl", "yes", "log_exact_kl='yes' must be True or False"),
         ("fused_lm_head", 1, "fused_lm_head=1 must be True or False"),
+        ("packed_batches", 1, "packed_batches=1 must be True or False, or None"),
         ("lm_head_chunk_bytes", 0, "lm_head_chunk_bytes=0 must be an integer of at least 1, or None"),
         ("lm_head_chunk_bytes", 1e9, "lm_head_chunk_bytes=1000000000.0"),
         ("lowest_entropy_mask_ratio", 1.0, "lowest_entropy_mask_ratio=1.0"),

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy_split.countdown import (
     HIGH_ENTROPY_PROMPT,
+    SPLITS,
     Countdown,
     Problem,
     answer_counts,
@@ -65,7 +66,7 @@ def test_four_numbers():
 
 @pytest.mark.parametrize("task", [Countdown(), Countdown(2, 20, 50, fewest_answers=1), Countdown(4, 5, 40)])
 def test_splits_are_solvable_in_range_and_disjoint(task):
-    train, held_out = task.problems(60, seed=0), task.problems(60, seed=0, held_out=True)
+    train, held_out = task.problems(60, seed=0), task.problems(60, seed=0, split="held_out")
     for problem in train + held_out:
         assert len(problem.numbers) == task.numbers
         assert 1 <= min(problem.numbers) <= max(problem.numbers) <= task.largest
@@ -76,11 +77,11 @@ def test_splits_are_solvable_in_range_and_disjoint(task):
 
 
 def test_no_seed_and_no_difficulty_moves_a_problem_to_the_other_side():
-    held_out = set(map(key, Countdown().problems(800, seed=1, held_out=True)))
+    held_out = set(map(key, Countdown().problems(800, seed=1, split="held_out")))
     assert not held_out & set(map(key, Countdown().problems(3000, seed=2)))
     assert not held_out & set(map(key, Countdown(largest_target=100, fewest_answers=1).problems(3000, seed=3)))
     problem = Problem((2, 3, 5), 16)
-    assert len({Countdown().is_held_out(Problem(order, 16)) for order in itertools.permutations(problem.numbers)}) == 1
+    assert len({Countdown().split_of(Problem(order, 16)) for order in itertools.permutations(problem.numbers)}) == 1
 
 
 def test_sizes_that_the_documentation_names():
@@ -92,8 +93,17 @@ def test_sizes_that_the_documentation_names():
         if target <= task.largest_target
     }
     rich = {problem: answers for problem, answers in problems.items() if answers >= task.fewest_answers}
-    assert (len(problems) - len(rich), len(rich), sum(map(task.is_held_out, rich))) == (612, 941, 187)
+    held_out = sum(task.split_of(problem) == "held_out" for problem in rich)
+    assert (len(problems) - len(rich), len(rich), held_out) == (612, 941, 187)
     assert round(sum(rich.values()) / len(rich), 1) == 8.5
+
+
+def test_a_third_split_takes_problems_from_training_alone():
+    task = Countdown(test_share=0.3)
+    splits = {split: list(map(key, task.problems(300, seed=5, split=split))) for split in SPLITS}
+    assert not any(a in splits[other] for split in SPLITS for other in SPLITS if other != split for a in splits[split])
+    assert task.problems(300, seed=5, split="held_out") == Countdown().problems(300, seed=5, split="held_out")
+    assert {Countdown().split_of(Problem(*problem)) for problem in splits["test"]} == {"train"}
 
 
 def test_problems_follow_the_seed():
@@ -106,7 +116,7 @@ def test_problems_follow_the_seed():
 
 
 def test_too_much_is_a_clear_error():
-    with pytest.raises(ValueError, match="training prompts, not 1000"):
+    with pytest.raises(ValueError, match="prompts in its split 'train', not 1000"):
         Countdown(2, 3, 5).problems(1000, seed=0)
     with pytest.raises(ValueError, match="2 to 5 numbers, not 6"):
         Countdown(6)
@@ -114,6 +124,10 @@ def test_too_much_is_a_clear_error():
         Countdown(largest_target=0)
     with pytest.raises(ValueError, match="held_out_share"):
         Countdown(held_out_share=0)
+    with pytest.raises(ValueError, match=r"test_share=0\.8"):
+        Countdown(test_share=0.8)
+    with pytest.raises(ValueError, match="split='tset' must be one of 'train', 'held_out', 'test'"):
+        Countdown().problems(1, seed=0, split="tset")
     with pytest.raises(ValueError, match="fewest_answers=0"):
         Countdown(fewest_answers=0)
 
@@ -202,5 +216,5 @@ def test_warm_start_examples_add_smaller_problems_and_never_a_held_out_one():
     parsed = [(tuple(map(int, prompt.split(" =")[0].split())), int(prompt.split()[-2])) for prompt, _ in examples]
     assert [len(numbers) for numbers, _ in parsed] == [3] * 50 + [2] * 20
     assert min(len(answers) for _, answers in examples[:50]) < Countdown().fewest_answers
-    assert not any(Countdown().is_held_out(Problem(*problem)) for problem in parsed)
+    assert not any(Countdown().split_of(Problem(*problem)) == "held_out" for problem in parsed)
     assert all(answers == solutions(*problem) for problem, (_, answers) in zip(parsed, examples, strict=True))

@@ -7,10 +7,12 @@ import pytest
 import tiny
 import yaml
 
-from policy_split import countdown_job, eval_command
+from policy_split import eval_command
 from policy_split.comparison import compare
 from policy_split.countdown import canonical, countdown_model, countdown_tokenizer, is_correct
+from policy_split.countdown_sizes import SIZES
 
+SMALL = SIZES["small"]
 QUICK = ["--use_cpu", "true", "--disable_tqdm", "true", "--num-samples", "4"]
 
 
@@ -140,10 +142,10 @@ def test_countdown_has_its_own_questions(tmp_path):
     output = tmp_path / "evaluation.json"
     assert eval_command.run([str(tmp_path), "--num-questions", "6", *QUICK, "--output", str(output)]) == 0
     result = read(output)
-    assert result["settings"]["high_entropy_prompt"] == countdown_job.DEFAULTS["high_entropy_prompt"]
-    held_out = countdown_job.TASK.problems(6, seed=countdown_job.DEFAULTS["seed"], held_out=True)
+    assert result["settings"]["high_entropy_prompt"] == SMALL.settings["high_entropy_prompt"]
+    held_out = SMALL.task.problems(6, seed=eval_command.QUESTIONS_SEED, split="held_out")
     assert result["questions"] == [problem.prompt for problem in held_out]
-    assert result["settings"]["max_completion_length"] == countdown_job.DEFAULTS["max_completion_length"]
+    assert result["settings"]["max_completion_length"] == SMALL.settings["max_completion_length"]
     # what the run was trained with goes before what the task would be trained with
     (tmp_path / "config.yaml").write_text("max_completion_length: 4\n")
     assert eval_command.run([str(tmp_path), "--num-questions", "6", *QUICK, "--output", str(output)]) == 0
@@ -166,7 +168,7 @@ def test_countdown_is_graded_and_counted_by_its_own_rules(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="seen enough"):
         eval_command.run([str(tmp_path), *QUICK, "--num-samples", "64", "--output", str(tmp_path / "x.json")])
     [(dataset, reward, config, options)] = tasks
-    assert len(dataset) == countdown_job.HELD_OUT_QUESTIONS
+    assert len(dataset) == SMALL.held_out_questions
     # 64 questions of 8 responses in training: 8 questions of 64 here
     assert config.prompts_per_step == 8
     assert options == {"key": canonical, "correct_reward": 1.0}

@@ -214,7 +214,7 @@ def test_scoring_and_update_use_the_same_micro_batches(tmp_path):
     options = {"learning_rate": 0.0, "num_iterations": 2, "epsilon": 1e-5, "per_device_train_batch_size": 7}
     run = trainer(tmp_path, bonus_estimator="exact", kappa=None, eta_normal=0.1, **options)
     seen, forward = [], run.policy.completion_logits
-    run.policy.completion_logits = lambda ids, *rest: seen.append(ids) or forward(ids, *rest)
+    run.policy.completion_logits = lambda batch: seen.append(batch.inputs["input_ids"]) or forward(batch)
     metrics, _ = run.step()
     scored, first, second = (seen[start : start + len(seen) // 3] for start in range(0, len(seen), len(seen) // 3))
     assert len(scored) == 8

@@ -62,6 +62,6 @@ def test_math_reward():
 def test_reasoning_gym():
     questions = load_prompts("reasoning-gym:chain_sum")
     assert len(questions) == 2000
-    assert {"prompt", "answer"} <= set(questions.column_names)
+    assert {"prompt", "answer", "entry", "task"} <= set(questions.column_names)
     with pytest.raises(ValueError, match="reasoning-gym:no_such_task"):
         load_prompts("reasoning-gym:no_such_task")

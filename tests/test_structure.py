@@ -24,6 +24,7 @@ KERNELS = [
 PACKAGE = [
     {
         "extras",
+        "batches",
         "modes",
         "expressions",
         "filtering",
@@ -39,10 +40,12 @@ PACKAGE = [
         "head_weight",
         "report_page",
         "report_runs",
+        "isolated_server",
+        "gym_worker",
         "evaluation_statistics",
     },
-    {"baselines"},
-    {"algorithms"},
+    {"baselines", "isolated", "packing", "progress"},
+    {"algorithms", "gym_tasks"},
     {
         "comparison",
         "report_charts",
@@ -57,7 +60,7 @@ PACKAGE = [
         "loss_arguments",
         "fused_forward",
     },
-    {"loss", "data", "launch", "run_state", "regularizer", "lm_head", "report_training"},
+    {"countdown_sizes", "loss", "data", "launch", "run_state", "regularizer", "lm_head", "report_training"},
     {"linear_loss", "models", "report_evaluation"},
     {"sampling", "report"},
     {"rollout"},
@@ -68,13 +71,22 @@ PACKAGE = [
     {"trainer"},
     {"__init__"},
     {"countdown_job"},
-    {"eval_command"},
+    {"eval_command", "study"},
     {"cli"},
+]
+STUDY = [
+    {"__init__", "statistics", "variants"},
+    {"plan"},
+    {"work"},
+    {"runner"},
+    {"results"},
+    {"figures", "document"},
+    {"command"},
 ]
 ONLY = {
     "ctypes": {"native_library"},
     "triton": {path.stem for path in (ROOT / "kernels").glob("triton_*.py")},
-    "argparse": {"cli"},
+    "argparse": {"cli", "command"},
 }
 
 
@@ -90,19 +102,22 @@ def imported(path):
             names |= {("", alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level:
             own = [node.module] if node.module else [alias.name for alias in node.names]
-            names |= {(path.parent.name, name.split(".")[0]) for name in own}
+            package = path.parents[node.level - 1].name
+            names |= {(package, name.split(".")[0]) for name in own}
         elif isinstance(node, ast.ImportFrom):
             names.add(("", node.module))
     return names
 
 
-@pytest.mark.parametrize(("folder", "floors"), [("kernels", KERNELS), ("policy_split", PACKAGE)])
+@pytest.mark.parametrize(
+    ("folder", "floors"), [("kernels", KERNELS), ("policy_split", PACKAGE), ("policy_split/study", STUDY)]
+)
 def test_imports_point_down(folder, floors):
     level = {module: k for k, floor in enumerate(floors) for module in floor}
     for path in modules(folder):
         assert path.stem in level, f"{folder}/{path.name} is on no floor"
         for package, name in imported(path):
-            if package == folder:
+            if package == Path(folder).name:
                 assert level[name] < level[path.stem], f"{folder}/{path.name} imports {name}, which is not below it"
 
 
@@ -117,7 +132,7 @@ def test_drop_in_stands_on_the_kernels_alone():
 
 
 def test_each_library_has_one_door():
-    for path in modules("kernels") + modules("policy_split"):
+    for path in modules("kernels") + modules("policy_split") + modules("policy_split/study"):
         for library, allowed in ONLY.items():
             names = {name.split(".")[0] for package, name in imported(path) if not package}
             assert library not in names or path.stem in allowed, f"{path.name} imports {library}"

@@ -1,0 +1,101 @@
+"""policy-split study: train what is compared, on the same warm start, and write the document."""
+
+import json
+import shlex
+import sys
+import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..extras import check_extra
+from ..whole_folder import replace_text
+from .document import document
+from .figures import draw_curves
+from .plan import PLANS, SPLITS, Plan
+from .results import read_results
+from .runner import OutOfTime, run_study
+from .variants import VARIANTS, Variant, chosen_variants
+
+HELP = """Compare algorithms on the built-in Countdown task: every variant from the same warm start, with the
+same number of responses, over several seeds. A finished run is not repeated, and one that was stopped
+goes on: the same command again. Writes the document and its curves."""
+FOLDER_OF_PLAN = "runs/study-{plan}"
+SECONDS = "seconds.json"  # spent so far, over all calls of a study
+
+
+def run(arguments: list[str]) -> int:
+    """0; 3 if --minutes ended it, its state saved; raises ValueError or OSError in one line for what is wrong."""
+    chosen = _parse(arguments)
+    for package in ("scipy", "matplotlib"):  # before anything takes time
+        check_extra(package, "policy-split study")
+    plan, folder = _plan(chosen), Path(chosen.output or FOLDER_OF_PLAN.format(plan=chosen.plan))
+    started = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    spent = _spent(folder)
+    try:
+        run_study(plan, folder, seconds=None if chosen.minutes is None else 60 * chosen.minutes)
+    except OutOfTime as stopped:
+        print(f"policy-split study: {stopped}", file=sys.stderr)
+        return 3
+    finally:
+        spent += time.monotonic() - started
+        replace_text(folder / SECONDS, json.dumps({"seconds": round(spent, 1)}) + "\n")
+    results = read_results(plan, folder)
+    target = Path(chosen.document or folder / "study.md")
+    curves = target.with_suffix(".svg")
+    draw_curves(results, plan.variants, curves)
+    command = shlex.join(["policy-split", "study", *arguments])
+    text = document(plan, results, command=command, curves=curves.name, seconds=spent)
+    replace_text(target, text)
+    print(f"{text}\nstudy: {target.absolute()}")
+    return 0
+
+
+def _parse(arguments: list[str]) -> Any:
+    parser = ArgumentParser(
+        prog="policy-split study", description=HELP, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--plan", choices=PLANS, default="cpu", help="What is run (cpu). gpu: 25 M parameters.")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"Some of: {', '.join(VARIANTS)}.")
+    parser.add_argument("--own", metavar="FILE", help='JSON {"name": {settings of PolicySplitConfig}} to compare too.')
+    parser.add_argument("--seeds", nargs="+", type=int, help="In place of the plan's.")
+    parser.add_argument("--steps", type=int, help="Training steps of each run, in place of the size's.")
+    parser.add_argument("--split", choices=SPLITS, help="held_out: to choose settings on; test: the plan's.")
+    parser.add_argument("--samples", type=int, help="Responses of each mode to each question of the evaluation.")
+    parser.add_argument("--jobs", type=int, help="Runs at a time.")
+    parser.add_argument("--threads", type=int, help="CPU threads of each.")
+    parser.add_argument("--minutes", type=float, help="Stop after so many, everything saved; exit code 3.")
+    parser.add_argument("--output", help="Folder of the runs. Not given: runs/study-PLAN.")
+    parser.add_argument("--document", help="Markdown to write. Not given: study.md in the output folder.")
+    return parser.parse_args(arguments)
+
+
+def _plan(chosen: Any) -> Plan:
+    plan = PLANS[chosen.plan]
+    variants = plan.variants if chosen.variants is None else tuple(chosen_variants(chosen.variants))
+    variants += _own_variants(chosen.own) if chosen.own else ()
+    given = {name: getattr(chosen, name) for name in ("split", "samples", "jobs", "threads")}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = {} if chosen.steps is None else {"max_steps": chosen.steps}
+    seeds = plan.seeds if chosen.seeds is None else tuple(chosen.seeds)
+    return replace(plan, variants=variants, seeds=seeds, settings={**plan.settings, **settings}, **given)
+
+
+def _own_variants(path: str) -> tuple[Variant, ...]:
+    try:
+        named = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(named, dict) or not all(isinstance(settings, dict) for settings in named.values()):
+        raise ValueError(f'{path}: expected {{"name": {{settings}}}}')
+    taken = sorted(named.keys() & VARIANTS.keys())
+    if taken:
+        raise ValueError(f"{path}: {taken[0]!r} is the name of a variant that is there already")
+    return tuple(Variant(name, name, settings) for name, settings in named.items())
+
+
+def _spent(folder: Path) -> float:
+    path = folder / SECONDS
+    return json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0

@@ -1,0 +1,205 @@
+"""The document of a study: tables with intervals over the seeds, differences with p-values, what became of claims."""
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from ..evaluation_tables import markdown, p_value_text
+from ..modes import HIGH_ENTROPY, MODE_NAMES, NORMAL
+from .plan import Plan
+from .results import Results
+from .statistics import Difference, Estimate, difference, estimate
+from .variants import GRPO, POLICY_SPLIT, Variant
+
+N, H = MODE_NAMES[NORMAL], MODE_NAMES[HIGH_ENTROPY]
+MEASURES = {  # measure -> (title, decimal places)
+    "accuracy": ("accuracy", 3),
+    "pass@8": ("best of 8", 3),
+    "pass@64": ("best of 64", 3),
+    "distinct_correct_8": ("different correct of 8", 2),
+    "distinct_correct": ("different correct of {samples}", 2),
+    "entropy": ("entropy (nats/token)", 3),
+    "kl": ("KL to the other prompt (nats/token)", 3),
+}
+
+
+def document(plan: Plan, results: Results, *, command: str, curves: str, seconds: float | None = None) -> str:
+    """Markdown; `curves` is the link to the figure."""
+    parts = [
+        "# The comparison at our scale",
+        _setting(plan, results, command, seconds),
+        "## What the paper says, and what came out",
+        _claims(plan, results),
+        "## All measures",
+        f"Mean over {len(results.seeds)} seeds with the 95 % interval of Student's t. Both prompts are asked of every "
+        "model; a baseline is trained with the normal one: its high-entropy row is what the prompt alone does.",
+        _table(plan, results),
+        "## Differences",
+        "Paired by seed, with 95 % intervals and two-sided p-values of the paired t-test, each of one comparison and "
+        "not corrected for their number.",
+        _differences(plan, results),
+        "## pass@k",
+        _pass_at_k(plan, results),
+        "## Curves",
+        f"![Entropy, reward and KL over the steps]({curves})",
+        "Running means over 20 steps; bands are the range over the seeds.",
+        "## Settings",
+        _settings(plan),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _setting(plan: Plan, results: Results, command: str, seconds: float | None) -> str:
+    task, machine = plan.size.task, results.environment["machine"]
+    packages = results.environment["packages"]
+    settings = {**plan.size.settings, **plan.settings}
+    device = ", ".join(machine["devices"]) or f"{plan.jobs} runs at a time on {plan.threads} CPU thread(s) each"
+    took = f" The whole took {seconds / 60:.0f} minutes." if seconds else ""
+    questions = results.before["num_questions"]
+    return (
+        f"Written by `{command}`, {datetime.now(timezone.utc).date().isoformat()}: {device}, {machine['system']}, "
+        f"torch {packages['torch']}, transformers {packages['transformers']}.{took}\n\n"
+        f"Countdown with {task.numbers} numbers up to {task.largest}, targets up to {task.largest_target}, at least "
+        f"{task.fewest_answers} right answers each; a decoder of width {plan.size.width} and {plan.size.layers} "
+        f"layers, from one common warm start. For every algorithm {settings['max_steps']} steps of "
+        f"{settings['prompts_per_step']} questions and {2 * settings['num_generations']} responses each. Measured on "
+        f"{questions} problems of the {plan.split!r} split, {plan.samples} responses of each mode; seeds "
+        f"{', '.join(map(str, results.seeds))}."
+    )
+
+
+def _claims(plan: Plan, results: Results) -> str:
+    """Each of the paper's findings as a comparison of numbers; only where GRPO and Policy Split are among the runs."""
+    names = [variant.name for variant in plan.variants]
+    if GRPO.name not in names or POLICY_SPLIT.name not in names:
+        return "GRPO and Policy Split are not both among the runs."
+    split, rows = POLICY_SPLIT.name, [["claim", "Policy Split", "against", "difference [95 % interval]", "p", ""]]
+    baselines = [variant for variant in plan.variants if not variant.dual_mode]
+
+    def row(claim: str, measure: str, mode: str, other: Variant, other_mode: str = N, sign: int = 1) -> None:
+        ours, theirs = results.values(split, measure, mode), results.values(other.name, measure, other_mode)
+        delta, places = difference(ours, theirs), MEASURES[measure][1]
+        verdict = "yes" if sign * delta.low > 0 else "NO" if sign * delta.high < 0 else "not distinguishable"
+        against = f"{other.title}: {statistics.fmean(theirs):.{places}f}"
+        cells = [f"{statistics.fmean(ours):.{places}f}", against, *_cells(delta, places), verdict]
+        rows.append([claim, *cells])
+
+    row("the normal mode is more accurate than GRPO", "accuracy", N, GRPO)
+    row("... than the most accurate baseline", "accuracy", N, _best(results, baselines, "accuracy"))
+    row("the normal mode keeps more entropy than GRPO", "entropy", N, GRPO)
+    for measure in ("distinct_correct_8", "pass@8"):
+        best = _best(results, baselines, measure)
+        title = MEASURES[measure][0]
+        row(f"the high-entropy mode is ahead of every baseline in {title}", measure, H, best)
+        row(f"... and of its own normal mode in {title}", measure, H, POLICY_SPLIT, N)
+    row("the high-entropy mode has more entropy than the normal one", "entropy", H, POLICY_SPLIT, N)
+    kl, before = results.values(split, "kl", H), results.before["kl_high_normal"]["mean"]
+    times = statistics.fmean(kl) / before
+    lines = [
+        markdown(rows),
+        f"KL(high-entropy || normal) grew from {before:.4f} to {statistics.fmean(kl):.3f} nats per token ({times:.0f} "
+        "times; the paper: from about 0.01 to over 0.2, in its own units).",
+        _ablations(plan, results),
+    ]
+    return "\n\n".join(line for line in lines if line)
+
+
+def _ablations(plan: Plan, results: Results) -> str:
+    rows = [["without it", "normal accuracy, minus Policy Split", "p", "high-entropy different of 8, minus", "p"]]
+    for variant in plan.variants:
+        if variant.ablation:
+            cells = [variant.title]
+            for measure, mode in (("accuracy", N), ("distinct_correct_8", H)):
+                values = (results.values(name, measure, mode) for name in (variant.name, POLICY_SPLIT.name))
+                cells += _cells(difference(*values), MEASURES[measure][1])
+            rows.append(cells)
+    return markdown(rows) if len(rows) > 1 else ""
+
+
+def _table(plan: Plan, results: Results) -> str:
+    titles = [title.format(samples=plan.samples) for title, _ in _measures(plan).values()]
+    rows = [["algorithm", "prompt", *titles, "tokens generated", "time of a step / GRPO"]]
+    before = [f"{_of_evaluation(results.before, name, N):.{p}f}" for name, (_, p) in _measures(plan).items()]
+    rows.append(["warm start", N, *before, "", ""])
+    for variant in plan.variants:
+        for mode in (N, H):
+            cells = [
+                _interval(estimate(results.values(variant.name, m, mode)), p) for m, (_, p) in _measures(plan).items()
+            ]
+            runs = results.runs[variant.name]
+            tokens = statistics.fmean(runs[seed].tokens for seed in results.seeds)
+            ends = [f"{tokens / 1e6:.2f} M", _time(results, variant)] if mode == N else ["", ""]
+            rows.append([variant.title, mode.replace("_", "-"), *cells, *ends])
+    return markdown(rows)
+
+
+def _differences(plan: Plan, results: Results) -> str:
+    rows = [["minus GRPO, normal prompt", "prompt", "accuracy", "p", "best of 8", "p", "different correct of 8", "p"]]
+    for variant in plan.variants:
+        for mode in (N, H) if variant.dual_mode else (N,):
+            if variant.name == GRPO.name or GRPO.name not in results.runs:
+                continue
+            cells: list[str] = []
+            for measure in ("accuracy", "pass@8", "distinct_correct_8"):
+                ours, theirs = results.values(variant.name, measure, mode), results.values(GRPO.name, measure, N)
+                cells += _cells(difference(ours, theirs), MEASURES[measure][1])
+            rows.append([variant.title, mode.replace("_", "-"), *cells])
+    return markdown(rows)
+
+
+def _pass_at_k(plan: Plan, results: Results) -> str:
+    sizes = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= plan.samples]
+    rows = [["algorithm", "prompt", *(f"k = {k}" for k in sizes)]]
+    for variant in plan.variants:
+        for mode in (N, H) if variant.dual_mode else (N,):
+            means = [statistics.fmean(results.values(variant.name, f"pass@{k}", mode)) for k in sizes]
+            rows.append([variant.title, mode.replace("_", "-"), *(f"{mean:.3f}" for mean in means)])
+    return markdown(rows)
+
+
+def _settings(plan: Plan) -> str:
+    rows = [["algorithm", "settings over those of the size"]]
+    rows += [[v.title, ", ".join(f"`{k}={value!r}`" for k, value in v.settings.items())] for v in plan.variants]
+    common = {**plan.size.settings, **plan.settings}
+    shown = ", ".join(f"`{name}={value!r}`" for name, value in common.items() if name != "seed")
+    return f"{markdown(rows)}\n\nOf every run: {shown}."
+
+
+def _measures(plan: Plan) -> dict[str, tuple[str, int]]:
+    drawn = {"pass@8": 8, "pass@64": 64, "distinct_correct_8": 8}
+    return {name: value for name, value in MEASURES.items() if plan.samples >= drawn.get(name, 1)}
+
+
+def _best(results: Results, variants: Sequence[Variant], measure: str) -> Variant:
+    return max(variants, key=lambda variant: statistics.fmean(results.values(variant.name, measure, N)))
+
+
+def _time(results: Results, variant: Variant) -> str:
+    if GRPO.name not in results.runs:
+        return "-"
+    times, theirs = (
+        statistics.median(results.runs[name][seed].step_time for seed in results.seeds)
+        for name in (variant.name, GRPO.name)
+    )
+    return f"{times / theirs:.2f}"
+
+
+def _of_evaluation(evaluation: dict[str, Any], name: str, mode: str) -> float:
+    if name == "kl":
+        return evaluation["kl_normal_high"]["mean"]
+    measures = evaluation["modes"][mode]
+    source = measures["pass_at_k"][name[5:]] if name.startswith("pass@") else measures[name]
+    return source["mean"]
+
+
+def _interval(value: Estimate, places: int) -> str:
+    mean, half = f"{value.mean:.{places}f}", value.high - value.mean
+    return mean if math.isnan(half) else f"{mean} ±{half:.{places}f}"
+
+
+def _cells(delta: Difference, places: int) -> Iterator[str]:
+    interval = "" if math.isnan(delta.low) else f" [{delta.low:+.{places}f}, {delta.high:+.{places}f}]"
+    yield f"{delta.mean:+.{places}f}{interval}"
+    yield "-" if math.isnan(delta.p_value) else p_value_text(delta.p_value)

@@ -1,0 +1,67 @@
+"""What a study runs: a size of the task, variants, seeds, and the split on which they are measured."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ..countdown import Countdown
+from ..countdown_sizes import SIZES, CountdownSize
+from .variants import MAIN, VARIANTS, Variant
+
+# The held-out split has been looked at while settings were chosen; the test split only by studies.
+SPLITS = ("held_out", "test")
+QUESTIONS_SEED = 1  # every run answers the same questions
+WARM_START_SEED = 1  # and starts from the same weights
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs = variants x seeds; `jobs` processes of `threads` threads at a time."""
+
+    size: CountdownSize
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    split: str = "test"
+    samples: int = 64  # responses of each mode to each question of the evaluation
+    jobs: int = 2
+    threads: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of every run, over those of the size
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"split={self.split!r} must be one of {', '.join(map(repr, SPLITS))}")
+        for name in ("samples", "jobs", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.variants or not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"a study needs variants and seeds, each seed once; got seeds={list(self.seeds)}")
+
+    def warm_start_spec(self) -> dict[str, Any]:
+        """What the common warm start depends on, ready for JSON."""
+        return {"size": asdict(self.size), "split": self.split, "samples": self.samples, "threads": self.threads}
+
+    def run_spec(self, variant: Variant, seed: int) -> dict[str, Any]:
+        """What a run depends on, ready for JSON: a folder with this spec and an evaluation is not run again."""
+        settings = {**self.size.settings, **self.settings, **variant.settings, "seed": seed}
+        return {**self.warm_start_spec(), "variant": variant.name, "settings": settings}
+
+    @property
+    def runs(self) -> list[tuple[Variant, int]]:
+        """Seed by seed, so that a study that is stopped has the same seeds of every variant."""
+        return [(variant, seed) for seed in self.seeds for variant in self.variants]
+
+
+CPU_SIZE = replace(
+    SIZES["small"],
+    task=Countdown(numbers=3, largest=16, largest_target=60, test_share=0.2),
+    train_questions=12000,
+    warm_start_examples=12000,
+)
+SEEDS = (101, 102, 103, 104, 105)  # none of them was used while settings were chosen
+MAIN_VARIANTS = tuple(VARIANTS[name] for name in MAIN)
+ALL_VARIANTS = tuple(VARIANTS.values())
+PLANS = {
+    "cpu": Plan(CPU_SIZE, MAIN_VARIANTS, SEEDS),
+    "full": Plan(CPU_SIZE, ALL_VARIANTS, SEEDS),
+    "gpu": Plan(SIZES["gpu"], MAIN_VARIANTS, SEEDS[:2], jobs=1, threads=8),
+}

@@ -1,0 +1,74 @@
+"""What the finished runs of a study have measured: one number per seed, variant, mode and measure."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import METRICS
+from ..runlog import ENVIRONMENT
+from .plan import Plan
+from .runner import finished
+from .work import EVALUATION, WARM_START
+
+# curve of metrics.jsonl -> what it shows
+CURVES = ("normal/entropy", "high_entropy/entropy", "policy_split/kl_high_normal", "normal/reward")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run: its evaluation, the curves of its training and what a step took."""
+
+    evaluation: Mapping[str, Any]
+    curves: Mapping[str, list[float]]
+    tokens: int  # generated in training
+    step_time: float  # seconds, median
+
+    def measure(self, name: str, mode: str) -> float:
+        """ "accuracy", "pass@8" and so on of a mode, or the exact "kl" from it to the other."""
+        if name == "kl":
+            return self.evaluation["kl_high_normal" if mode == "high_entropy" else "kl_normal_high"]["mean"]
+        measures = self.evaluation["modes"][mode]
+        if name.startswith("pass@"):
+            return measures["pass_at_k"][name.removeprefix("pass@")]["mean"]
+        return measures[name]["mean"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Runs by variant and seed; `seeds` are those of which every variant has a run."""
+
+    runs: Mapping[str, Mapping[int, Result]]
+    seeds: tuple[int, ...]
+    before: Mapping[str, Any]  # the evaluation of the warm start
+    environment: Mapping[str, Any]
+
+    def values(self, variant: str, name: str, mode: str) -> list[float]:
+        """The measure of each seed, in the order of `seeds`."""
+        return [self.runs[variant][seed].measure(name, mode) for seed in self.seeds]
+
+
+def read_results(plan: Plan, folder: Path) -> Results:
+    """Every finished run of the plan; ValueError if no seed is finished for every variant."""
+    runs: dict[str, dict[int, Result]] = {variant.name: {} for variant in plan.variants}
+    for variant, seed in plan.runs:
+        place = folder / f"{variant.name}-{seed}"
+        if finished(place):
+            runs[variant.name][seed] = _read(place)
+    seeds = tuple(seed for seed in plan.seeds if all(seed in by_seed for by_seed in runs.values()))
+    if not seeds:
+        raise ValueError(f"{folder}: no seed is finished for all of {', '.join(runs)}")
+    first = folder / f"{plan.variants[0].name}-{seeds[0]}" / ENVIRONMENT
+    before = json.loads((folder / WARM_START / EVALUATION).read_text(encoding="utf-8"))
+    return Results(runs, seeds, before, json.loads(first.read_text(encoding="utf-8")))
+
+
+def _read(folder: Path) -> Result:
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    curves = {name: [row.get(name, math.nan) for row in rows] for name in CURVES}
+    evaluation = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+    return Result(evaluation, curves, rows[-1]["num_tokens"], statistics.median(row["step_time"] for row in rows))

@@ -1,0 +1,105 @@
+"""One piece of a study in a process of its own: the common warm start, or one run.
+
+python -m policy_split.study.work FOLDER     FOLDER/spec.json says what
+
+Either ends with evaluation.json in the folder, or can be started again: a run goes on from its newest checkpoint.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from ..checkpoints import stopped_before_first
+from ..config import PolicySplitConfig
+from ..countdown import canonical, countdown_reward
+from ..countdown_job import warm_start_countdown
+from ..countdown_sizes import save_size, size_of_dict
+from ..evaluate import evaluate_in_detail
+from ..trainer import PolicySplitTrainer
+from ..whole_folder import ASIDE, publish, replace_text
+from .plan import QUESTIONS_SEED, WARM_START_SEED
+
+SPEC, EVALUATION, WARM_START = "spec.json", "evaluation.json", "warm-start"
+START, MODEL, TRAIN, QUESTIONS = "start", "model", "train", "questions"
+
+
+def main(folder: Path) -> int:
+    """Do what the folder's spec says; 130 after Ctrl-C or SIGTERM, its state saved."""
+    spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    torch.set_num_threads(spec["threads"])
+    try:
+        is_run = "variant" in spec
+        model, tokenizer, config = (_run if is_run else _warm)(folder, spec)
+    except KeyboardInterrupt as stopped:
+        print(stopped, file=sys.stderr)
+        return 130
+    start = (folder.parent / WARM_START if is_run else folder) / START
+    questions = Dataset.load_from_disk(start / QUESTIONS)
+    evaluation = _evaluated(model, tokenizer, config, questions, spec["samples"])
+    replace_text(folder / EVALUATION, json.dumps(evaluation) + "\n")
+    return 0
+
+
+def _device(model: PreTrainedModel) -> PreTrainedModel:
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _warm(folder: Path, spec: Mapping[str, Any]) -> tuple[PreTrainedModel, Any, PolicySplitConfig]:
+    """The warm start and the problems of every run: made once, in folder/start."""
+    size = size_of_dict(spec["size"])
+    config = PolicySplitConfig(**size.settings)
+    tokenizer, start = size.tokenizer(), folder / START
+    if start.is_dir():
+        return _device(AutoModelForCausalLM.from_pretrained(start / MODEL)), tokenizer, config
+    aside = folder / f"{ASIDE}{START}"
+    shutil.rmtree(aside, ignore_errors=True)
+    for name, count, split in (
+        (TRAIN, size.train_questions, "train"),
+        (QUESTIONS, size.held_out_questions, spec["split"]),
+    ):
+        size.task.dataset(count, seed=QUESTIONS_SEED, split=split).save_to_disk(aside / name)
+    model = _device(size.model(tokenizer, WARM_START_SEED))
+    warm_start_countdown(model, tokenizer, config, size, seed=WARM_START_SEED)
+    model.save_pretrained(aside / MODEL)
+    tokenizer.save_pretrained(aside / MODEL)
+    publish(aside, start)
+    return model, tokenizer, config
+
+
+def _run(folder: Path, spec: Mapping[str, Any]) -> tuple[PreTrainedModel, Any, PolicySplitConfig]:
+    size = size_of_dict(spec["size"])
+    config = PolicySplitConfig(**spec["settings"], output_dir=str(folder))
+    save_size(size, folder)
+    if (folder / "config.json").is_file():  # trained, and stopped before its evaluation was there
+        return _device(AutoModelForCausalLM.from_pretrained(folder)), AutoTokenizer.from_pretrained(folder), config
+    resume = not stopped_before_first(folder)
+    config.overwrite_output_dir = not resume
+    start = folder.parent / WARM_START / START
+    model = AutoModelForCausalLM.from_pretrained(start / MODEL)
+    tokenizer, train = AutoTokenizer.from_pretrained(start / MODEL), Dataset.load_from_disk(start / TRAIN)
+    trainer = PolicySplitTrainer(model, tokenizer, countdown_reward, train, config)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer.policy.bare, tokenizer, config
+
+
+def _evaluated(
+    model: PreTrainedModel, tokenizer: Any, config: PolicySplitConfig, questions: Dataset, samples: int
+) -> dict[str, Any]:
+    # a batch as large as one of the training, and the same draws for every run
+    prompts = max(1, config.prompts_per_step * config.num_generations // samples)
+    config = replace(config, prompts_per_step=prompts, seed=QUESTIONS_SEED)
+    return evaluate_in_detail(
+        model, tokenizer, questions, countdown_reward, config, samples, key=canonical, seed=QUESTIONS_SEED
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
