@@ -16,6 +16,7 @@ from .config import PolicySplitConfig
 from .data import encode_modes
 from .models import Policy
 from .modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
+from .progress import track
 from .rewards import RewardFunction, compute_rewards
 from .sampling import left_padded, sample, seeded, until_end
 
@@ -138,7 +139,7 @@ def score(
     differently.
     """
     scores = [torch.zeros(rollout.mask.shape, device=rollout.mask.device) for _ in range(3 if divergence else 2)]
-    for rows in batches:
+    for rows in track(batches, "scoring"):
         batch = rollout.batch(rows, packed=policy.packed)
         mask = batch.gather(rollout.mask)
         options = {"targets": batch.gather(rollout.completion_ids), "temperature": temperature, "mask": mask}

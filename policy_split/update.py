@@ -25,6 +25,7 @@ from .loss_weights import token_weights
 from .metrics import Sums, add_sums, k3, sum_and_count
 from .models import Policy
 from .modes import MODE_NAMES, MODES
+from .progress import track
 from .regularizer import entropy_coefficients, mode_push, push_coefficients
 from .rollout import Rollout, micro_batches
 
@@ -59,7 +60,7 @@ class PolicyUpdate:
         loss = torch.zeros((), device=mask.device)
         batches = micro_batches(rollout, self.contributing(rows, advantages), self.config)
         self.policy.model.train(self.config.gradient_checkpointing)
-        for number, micro_batch in enumerate(batches, 1):
+        for number, micro_batch in enumerate(track(batches, "update"), 1):
             last = number == len(batches)
             with nullcontext() if last else self.accelerator.no_sync(self.policy.model):
                 out = self.backward(rollout, micro_batch, advantages, old_logprobs, ref_logprobs, weights, chosen)

@@ -46,7 +46,7 @@ def packed_trainer(folder, packed=True, **options):
     run = trainer(folder, packed_batches=packed, dataset=QUESTIONS, **options)
     for policy in (run.policy, run.reference):
         if policy is not None:
-            policy.packed = packed
+            assert policy.packed == packed
     return run
 
 
