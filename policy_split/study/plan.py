@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..countdown import Countdown
 from ..countdown_sizes import SIZES, CountdownSize
 from .variants import MAIN, VARIANTS, Variant
 
@@ -54,8 +53,7 @@ class Plan:
 CPU_SIZE = replace(
     SIZES["small"],
     task=replace(SIZES["small"].task, test_share=0.2),
-    warm_start_paired=False,  # the paper's modes begin at a KL of about 0.01
-    own_settings={"max_steps": 300, "lr_scheduler_type": "linear", "sample_steps": 100},
+    own_settings={"learning_rate": 3e-4, "sample_steps": 100},  # 6e-4 costs GRPO accuracy
 )
 SEEDS = (101, 102, 103, 104, 105)  # none of them was used while settings were chosen
 MAIN_VARIANTS = tuple(VARIANTS[name] for name in MAIN)
