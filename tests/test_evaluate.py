@@ -1,5 +1,6 @@
 """evaluate_modes: numbers counted by hand, nothing disturbed, a table that can be read."""
 
+import itertools
 import json
 
 import pytest
@@ -115,6 +116,28 @@ def test_numbers_of_each_question(tmp_path):
     for mode in by_mode:
         for name in ("accuracy", "distinct_correct", "mean_length"):
             assert plain[mode][name] == pytest.approx(result["modes"][mode][name]["mean"])
+
+
+def test_many_responses_say_what_eight_of_them_hold(tmp_path):
+    """The mean over every choice of 8 from 10; a baseline's model is asked under both prompts too."""
+    seen = []
+
+    def has_a(prompts, completions):
+        seen.extend(completions)
+        return [float("a" in text) for text in completions]
+
+    config = tiny.config(tmp_path, prompts_per_step=6, algorithm="grpo")
+    model, tokenizer, questions = tiny.model(), tiny.tokenizer(), tiny.QUESTIONS
+    result = evaluate_in_detail(model, tokenizer, questions, has_a, config, 10, key=str.strip)
+    for mode, responses in zip(("normal", "high_entropy"), (seen[:60], seen[60:]), strict=True):
+        groups = [responses[start : start + 10] for start in range(0, 60, 10)]
+        expected = [
+            sum(len({text.strip() for text in few if "a" in text}) for few in itertools.combinations(group, 8)) / 45
+            for group in groups
+        ]
+        assert result["per_question"][f"{mode}/distinct_correct_8"] == pytest.approx(expected, abs=1e-12)
+    few = evaluate_in_detail(model, tokenizer, questions, has_a, config, 7)
+    assert "distinct_correct_8" not in few["modes"]["normal"]
 
 
 def test_entropy_and_kl_of_each_question_are_the_exact_ones(tmp_path):

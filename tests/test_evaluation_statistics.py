@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from policy_split.evaluation_statistics import (
     bootstrap_interval,
     distinct_n,
+    expected_distinct,
     pass_at_k,
     sign_flip_p_values,
     sizes_of_k,
@@ -49,6 +50,14 @@ def test_pass_at_k_is_unbiased(k):
         probability = math.prod(chance if right else 1 - chance for right in outcome)
         expectation += probability * pass_at_k(torch.tensor(sum(outcome)), n, k).item()
     assert expectation == pytest.approx(1 - (1 - chance) ** k, abs=1e-12)
+
+
+@given(st.lists(st.sampled_from("abcd-"), min_size=1, max_size=8), st.data())
+def test_expected_distinct_is_the_mean_over_every_choice(answers, data):
+    k = data.draw(st.integers(1, len(answers)))
+    counts = [answers.count(answer) for answer in set(answers) - {"-"}]  # "-" is a wrong one
+    choices = [len(set(few) - {"-"}) for few in itertools.combinations(answers, k)]
+    assert expected_distinct(counts, len(answers), k) == pytest.approx(sum(choices) / len(choices), abs=1e-12)
 
 
 def test_pass_at_k_refuses_what_cannot_be():

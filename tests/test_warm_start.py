@@ -44,6 +44,20 @@ class Recorder(torch.nn.Module):
         return self.model(input_ids=input_ids, use_cache=use_cache)
 
 
+def test_unpaired_examples_are_others_under_each_prompt():
+    recorder = Recorder(small_model())
+    losses = warm_start(recorder, TOKENIZER, EXAMPLES, encode=encode, steps=3, batch_size=5, paired=False)
+    for ids in recorder.calls:
+        texts = TOKENIZER.batch_decode(ids, skip_special_tokens=True)
+        normal, high = set(texts[:5]), {text.removeprefix(f"{HIGH_ENTROPY_PROMPT} ") for text in texts[5:]}
+        assert not any(text.startswith(HIGH_ENTROPY_PROMPT) for text in normal)
+        assert all(text.startswith(HIGH_ENTROPY_PROMPT) for text in texts[5:])
+        assert len(normal & high) < 3
+    options = {"encode": encode, "steps": 3, "batch_size": 5}
+    assert losses == warm_start(small_model(), TOKENIZER, EXAMPLES, paired=False, **options)
+    assert losses != warm_start(small_model(), TOKENIZER, EXAMPLES, **options)
+
+
 def test_each_example_is_there_under_both_prompts_with_one_answer():
     recorder = Recorder(small_model())
     warm_start(recorder, TOKENIZER, EXAMPLES, encode=encode, steps=3, batch_size=5)
