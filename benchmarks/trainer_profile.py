@@ -26,7 +26,7 @@ import transformers
 from policy_split import rollout as rollouts
 from policy_split import trainer as trainers
 from policy_split.config import PolicySplitConfig
-from policy_split.countdown import countdown_reward
+from policy_split.countdown import countdown_reward, warm_start_examples
 from policy_split.countdown_job import warm_start_countdown
 from policy_split.countdown_sizes import SIZES
 from policy_split.runlog import RunLog
@@ -118,7 +118,8 @@ def warmed_model(steps: int, seed: int) -> tuple[Any, Any, Any]:
     config = PolicySplitConfig(**size.settings)
     tokenizer = size.tokenizer()
     model = size.model(tokenizer, seed)
-    warm_start_countdown(model, tokenizer, config, size, seed=seed)
+    examples = warm_start_examples(size.task, size.warm_start_examples, seed=seed)
+    warm_start_countdown(model, tokenizer, config, size, examples, seed=seed)
     return model, tokenizer, size.task.dataset(size.train_questions, seed=seed)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from .countdown_sizes import SIZES, CountdownSize, load_size, save_size
 from .evaluate import KL_TITLES, evaluate_modes, format_table
 from .modes import encode_prompt
 from .trainer import PolicySplitTrainer
-from .warm_start import warm_start
+from .warm_start import Example, warm_start
 from .whole_folder import replace_text
 
 BEFORE = "before.json"  # the evaluation after the warm start, for a run that is resumed
@@ -48,7 +49,8 @@ def run_countdown(
     if resume:
         before = json.loads((output / BEFORE).read_text())
     else:
-        warm_start_countdown(trainer.policy.bare, tokenizer, config, size, seed=config.seed)
+        examples = warm_start_examples(size.task, size.warm_start_examples, seed=config.seed)
+        warm_start_countdown(trainer.policy.bare, tokenizer, config, size, examples, seed=config.seed)
         before = evaluate_modes(*measured, key=canonical)
         replace_text(output / BEFORE, json.dumps(before, indent=1) + "\n")
     warm = time.perf_counter()
@@ -71,13 +73,19 @@ def run_countdown(
 
 
 def warm_start_countdown(
-    model: PreTrainedModel, tokenizer: Any, config: PolicySplitConfig, size: CountdownSize, *, seed: int
+    model: PreTrainedModel,
+    tokenizer: Any,
+    config: PolicySplitConfig,
+    size: CountdownSize,
+    examples: Sequence[Example],
+    *,
+    seed: int,
 ) -> None:
-    """Train the model in place on solved training problems of the size, under both modes' prompts."""
+    """Train the model in place on solved problems, as the size says, under both modes' prompts."""
     warm_start(
         model,
         tokenizer,
-        warm_start_examples(size.task, size.warm_start_examples, seed=seed),
+        examples,
         encode=lambda prompt, mode: encode_prompt(tokenizer, prompt, config.system_prompts[mode]),
         steps=size.warm_start_steps,
         batch_size=size.warm_start_batch_size,

@@ -131,7 +131,7 @@ def test_wrong_arguments_are_said_in_one_line(arguments, said, tmp_path, monkeyp
 
 def test_a_run_that_fails_says_why_and_leaves_no_process(done, tmp_path):
     shutil.copytree(done / "warm-start", tmp_path / "runs" / "warm-start")
-    (tmp_path / "runs" / "warm-start" / "start" / "train" / "state.json").unlink()
+    (tmp_path / "runs" / "warm-start" / "train" / "state.json").unlink()
     with pytest.raises(ChildProcessError, match=r"grpo-1 ended with 1: FileNotFoundError: .*state.json"):
         runner.run_study(replace(PLAN, jobs=1), tmp_path / "runs")
     assert not children()

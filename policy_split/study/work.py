@@ -8,7 +8,7 @@ Either ends with evaluation.json in the folder, or can be started again: a run g
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ..checkpoints import stopped_before_first
 from ..config import PolicySplitConfig
-from ..countdown import canonical, countdown_reward
+from ..countdown import canonical, countdown_reward, warm_start_examples
 from ..countdown_job import warm_start_countdown
-from ..countdown_sizes import save_size, size_of_dict
+from ..countdown_sizes import CountdownSize, save_size, size_of_dict
 from ..evaluate import evaluate_in_detail
 from ..trainer import PolicySplitTrainer
 from ..whole_folder import ASIDE, publish, replace_text
 from .plan import QUESTIONS_SEED, WARM_START_SEED
 
 SPEC, EVALUATION, WARM_START = "spec.json", "evaluation.json", "warm-start"
-START, MODEL, TRAIN, QUESTIONS = "start", "model", "train", "questions"
+MODEL, TRAIN, QUESTIONS, EXAMPLES = "model", "train", "questions", "examples"
 
 
 def main(folder: Path) -> int:
@@ -41,8 +41,7 @@ def main(folder: Path) -> int:
     except KeyboardInterrupt as stopped:
         print(stopped, file=sys.stderr)
         return 130
-    start = (folder.parent / WARM_START if is_run else folder) / START
-    questions = Dataset.load_from_disk(start / QUESTIONS)
+    questions = Dataset.load_from_disk(folder.parent / WARM_START / QUESTIONS)
     evaluation = _evaluated(model, tokenizer, config, questions, spec["samples"])
     replace_text(folder / EVALUATION, json.dumps(evaluation) + "\n")
     return 0
@@ -53,25 +52,44 @@ def _device(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _warm(folder: Path, spec: Mapping[str, Any]) -> tuple[PreTrainedModel, Any, PolicySplitConfig]:
-    """The warm start and the problems of every run: made once, in folder/start."""
+    """The warm start and the problems of every run, made once; stopped on the way, what is there stays."""
     size = size_of_dict(spec["size"])
-    config = PolicySplitConfig(**size.settings)
-    tokenizer, start = size.tokenizer(), folder / START
-    if start.is_dir():
-        return _device(AutoModelForCausalLM.from_pretrained(start / MODEL)), tokenizer, config
-    aside = folder / f"{ASIDE}{START}"
-    shutil.rmtree(aside, ignore_errors=True)
+    config, tokenizer = PolicySplitConfig(**size.settings), size.tokenizer()
     for name, count, split in (
         (TRAIN, size.train_questions, "train"),
         (QUESTIONS, size.held_out_questions, spec["split"]),
     ):
-        size.task.dataset(count, seed=QUESTIONS_SEED, split=split).save_to_disk(aside / name)
-    model = _device(size.model(tokenizer, WARM_START_SEED))
-    warm_start_countdown(model, tokenizer, config, size, seed=WARM_START_SEED)
-    model.save_pretrained(aside / MODEL)
-    tokenizer.save_pretrained(aside / MODEL)
-    publish(aside, start)
-    return model, tokenizer, config
+        _once(folder / name, lambda path, n=count, s=split: _problems(size, n, s).save_to_disk(path))
+    _once(folder / EXAMPLES, lambda path: _examples(size).save_to_disk(path))
+
+    def train(path: Path) -> None:
+        model = _device(size.model(tokenizer, WARM_START_SEED))
+        examples = [(row["prompt"], row["answers"]) for row in Dataset.load_from_disk(folder / EXAMPLES)]
+        warm_start_countdown(model, tokenizer, config, size, examples, seed=WARM_START_SEED)
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+
+    _once(folder / MODEL, train)
+    return _device(AutoModelForCausalLM.from_pretrained(folder / MODEL)), tokenizer, config
+
+
+def _once(folder: Path, save: Callable[[Path], None]) -> None:
+    """Let `save` fill the folder unless it is there: as a whole or not at all."""
+    if folder.is_dir():
+        return
+    aside = folder.with_name(f"{ASIDE}{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    save(aside)
+    publish(aside, folder)
+
+
+def _problems(size: CountdownSize, count: int, split: str) -> Dataset:
+    return size.task.dataset(count, seed=QUESTIONS_SEED, split=split)
+
+
+def _examples(size: CountdownSize) -> Dataset:
+    examples = warm_start_examples(size.task, size.warm_start_examples, seed=WARM_START_SEED)
+    return Dataset.from_dict(dict(zip(("prompt", "answers"), zip(*examples, strict=True), strict=True)))
 
 
 def _run(folder: Path, spec: Mapping[str, Any]) -> tuple[PreTrainedModel, Any, PolicySplitConfig]:
@@ -82,7 +100,7 @@ def _run(folder: Path, spec: Mapping[str, Any]) -> tuple[PreTrainedModel, Any, P
         return _device(AutoModelForCausalLM.from_pretrained(folder)), AutoTokenizer.from_pretrained(folder), config
     resume = not stopped_before_first(folder)
     config.overwrite_output_dir = not resume
-    start = folder.parent / WARM_START / START
+    start = folder.parent / WARM_START
     model = AutoModelForCausalLM.from_pretrained(start / MODEL)
     tokenizer, train = AutoTokenizer.from_pretrained(start / MODEL), Dataset.load_from_disk(start / TRAIN)
     trainer = PolicySplitTrainer(model, tokenizer, countdown_reward, train, config)
