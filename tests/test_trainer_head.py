@@ -11,11 +11,13 @@ from transformers import Qwen3ForCausalLM
 from policy_split import models
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
-def test_old_and_new_log_probs_are_the_same_numbers(tmp_path, fused):
+def test_old_and_new_log_probs_are_the_same_numbers(tmp_path, fused, packed):
     """Bitwise, where scoring and update have the same micro-batches: an entropy term, however small, needs all rows."""
     options = {"learning_rate": 0.0, "num_iterations": 2, "epsilon": 0.0, "entropy_coef_normal": 1e-30}
-    run = trainer(tmp_path, fused_lm_head=fused, per_device_train_batch_size=7, **options)
+    run = trainer(tmp_path, fused_lm_head=fused, packed_batches=packed, per_device_train_batch_size=7, **options)
+    assert run.policy.packed == packed
     kept = {}
     backward = run.update.backward
     run.update.backward = lambda rollout, rows, *more: kept.setdefault(tuple(rows), backward(rollout, rows, *more))

@@ -21,7 +21,7 @@ from .variants import VARIANTS, Variant, chosen_variants
 HELP = """Compare algorithms on the built-in Countdown task: every variant from the same warm start, with the
 same number of responses, over several seeds. A finished run is not repeated, and one that was stopped
 goes on: the same command again. Writes the document and its curves."""
-FOLDER_OF_PLAN = "runs/study-{plan}"
+FOLDERS = {"cpu": "runs/study", "full": "runs/study", "gpu": "runs/study-gpu"}  # full takes up the runs of cpu
 SECONDS = "seconds.json"  # spent so far, over all calls of a study
 
 
@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
     chosen = _parse(arguments)
     for package in ("scipy", "matplotlib"):  # before anything takes time
         check_extra(package, "policy-split study")
-    plan, folder = _plan(chosen), Path(chosen.output or FOLDER_OF_PLAN.format(plan=chosen.plan))
+    plan, folder = _plan(chosen), Path(chosen.output or FOLDERS[chosen.plan])
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     spent = _spent(folder)
@@ -62,12 +62,13 @@ def _parse(arguments: list[str]) -> Any:
     parser.add_argument("--own", metavar="FILE", help='JSON {"name": {settings of PolicySplitConfig}} to compare too.')
     parser.add_argument("--seeds", nargs="+", type=int, help="In place of the plan's.")
     parser.add_argument("--steps", type=int, help="Training steps of each run, in place of the size's.")
+    parser.add_argument("--warm-start-steps", type=int, help="Of the common warm start, in place of the size's.")
     parser.add_argument("--split", choices=SPLITS, help="held_out: to choose settings on; test: the plan's.")
     parser.add_argument("--samples", type=int, help="Responses of each mode to each question of the evaluation.")
     parser.add_argument("--jobs", type=int, help="Runs at a time.")
     parser.add_argument("--threads", type=int, help="CPU threads of each.")
     parser.add_argument("--minutes", type=float, help="Stop after so many, everything saved; exit code 3.")
-    parser.add_argument("--output", help="Folder of the runs. Not given: runs/study-PLAN.")
+    parser.add_argument("--output", help="Folder of the runs. Not given: runs/study, for gpu runs/study-gpu.")
     parser.add_argument("--document", help="Markdown to write. Not given: study.md in the output folder.")
     return parser.parse_args(arguments)
 
@@ -80,6 +81,8 @@ def _plan(chosen: Any) -> Plan:
     given = {name: value for name, value in given.items() if value is not None}
     settings = {} if chosen.steps is None else {"max_steps": chosen.steps}
     seeds = plan.seeds if chosen.seeds is None else tuple(chosen.seeds)
+    if chosen.warm_start_steps is not None:
+        given["size"] = replace(plan.size, warm_start_steps=chosen.warm_start_steps)
     return replace(plan, variants=variants, seeds=seeds, settings={**plan.settings, **settings}, **given)
 
 

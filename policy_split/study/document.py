@@ -4,12 +4,12 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
-from typing import Any
 
+from ..evaluation_statistics import sizes_of_k
 from ..evaluation_tables import markdown, p_value_text
 from ..modes import HIGH_ENTROPY, MODE_NAMES, NORMAL
 from .plan import Plan
-from .results import Results
+from .results import Results, measure_of
 from .statistics import Difference, Estimate, difference, estimate
 from .variants import GRPO, POLICY_SPLIT, Variant
 
@@ -78,10 +78,10 @@ def _claims(plan: Plan, results: Results) -> str:
     split, rows = POLICY_SPLIT.name, [["claim", "Policy Split", "against", "difference [95 % interval]", "p", ""]]
     baselines = [variant for variant in plan.variants if not variant.dual_mode]
 
-    def row(claim: str, measure: str, mode: str, other: Variant, other_mode: str = N, sign: int = 1) -> None:
+    def row(claim: str, measure: str, mode: str, other: Variant, other_mode: str = N) -> None:
         ours, theirs = results.values(split, measure, mode), results.values(other.name, measure, other_mode)
         delta, places = difference(ours, theirs), MEASURES[measure][1]
-        verdict = "yes" if sign * delta.low > 0 else "NO" if sign * delta.high < 0 else "not distinguishable"
+        verdict = "yes" if delta.low > 0 else "NO" if delta.high < 0 else "not distinguishable"
         against = f"{other.title}: {statistics.fmean(theirs):.{places}f}"
         cells = [f"{statistics.fmean(ours):.{places}f}", against, *_cells(delta, places), verdict]
         rows.append([claim, *cells])
@@ -121,7 +121,7 @@ def _ablations(plan: Plan, results: Results) -> str:
 def _table(plan: Plan, results: Results) -> str:
     titles = [title.format(samples=plan.samples) for title, _ in _measures(plan).values()]
     rows = [["algorithm", "prompt", *titles, "tokens generated", "time of a step / GRPO"]]
-    before = [f"{_of_evaluation(results.before, name, N):.{p}f}" for name, (_, p) in _measures(plan).items()]
+    before = [f"{measure_of(results.before, name, N):.{p}f}" for name, (_, p) in _measures(plan).items()]
     rows.append(["warm start", N, *before, "", ""])
     for variant in plan.variants:
         for mode in (N, H):
@@ -150,7 +150,7 @@ def _differences(plan: Plan, results: Results) -> str:
 
 
 def _pass_at_k(plan: Plan, results: Results) -> str:
-    sizes = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= plan.samples]
+    sizes = sizes_of_k(plan.samples)
     rows = [["algorithm", "prompt", *(f"k = {k}" for k in sizes)]]
     for variant in plan.variants:
         for mode in (N, H) if variant.dual_mode else (N,):
@@ -184,14 +184,6 @@ def _time(results: Results, variant: Variant) -> str:
         for name in (variant.name, GRPO.name)
     )
     return f"{times / theirs:.2f}"
-
-
-def _of_evaluation(evaluation: dict[str, Any], name: str, mode: str) -> float:
-    if name == "kl":
-        return evaluation["kl_normal_high"]["mean"]
-    measures = evaluation["modes"][mode]
-    source = measures["pass_at_k"][name[5:]] if name.startswith("pass@") else measures[name]
-    return source["mean"]
 
 
 def _interval(value: Estimate, places: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import METRICS
+from ..modes import HIGH_ENTROPY, MODE_NAMES
 from ..runlog import ENVIRONMENT
 from .plan import Plan
 from .runner import finished
@@ -27,15 +28,6 @@ class Result:
     tokens: int  # generated in training
     step_time: float  # seconds, median
 
-    def measure(self, name: str, mode: str) -> float:
-        """ "accuracy", "pass@8" and so on of a mode, or the exact "kl" from it to the other."""
-        if name == "kl":
-            return self.evaluation["kl_high_normal" if mode == "high_entropy" else "kl_normal_high"]["mean"]
-        measures = self.evaluation["modes"][mode]
-        if name.startswith("pass@"):
-            return measures["pass_at_k"][name.removeprefix("pass@")]["mean"]
-        return measures[name]["mean"]
-
 
 @dataclass(frozen=True)
 class Results:
@@ -48,7 +40,17 @@ class Results:
 
     def values(self, variant: str, name: str, mode: str) -> list[float]:
         """The measure of each seed, in the order of `seeds`."""
-        return [self.runs[variant][seed].measure(name, mode) for seed in self.seeds]
+        return [measure_of(self.runs[variant][seed].evaluation, name, mode) for seed in self.seeds]
+
+
+def measure_of(evaluation: Mapping[str, Any], name: str, mode: str) -> float:
+    """The mean of "accuracy", "pass@8" and so on of a mode, or of the exact "kl" from it to the other."""
+    if name == "kl":
+        return evaluation["kl_high_normal" if mode == MODE_NAMES[HIGH_ENTROPY] else "kl_normal_high"]["mean"]
+    measures = evaluation["modes"][mode]
+    if name.startswith("pass@"):
+        return measures["pass_at_k"][name.removeprefix("pass@")]["mean"]
+    return measures[name]["mean"]
 
 
 def read_results(plan: Plan, folder: Path) -> Results:
