@@ -13,6 +13,8 @@ EXTRAS = {
     "tensorboard": "trackers",
     "wandb": "trackers",
     "trackio": "trackers",
+    "trl": "trl",
+    "verl": "verl",
 }
 
 

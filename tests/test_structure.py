@@ -83,6 +83,10 @@ STUDY = [
     {"figures", "document"},
     {"command"},
 ]
+INTEGRATIONS = [
+    {"__init__", "interleaved", "trl_config", "trl_kernels"},
+    {"trl"},
+]
 ONLY = {
     "ctypes": {"native_library"},
     "triton": {path.stem for path in (ROOT / "kernels").glob("triton_*.py")},
@@ -110,7 +114,13 @@ def imported(path):
 
 
 @pytest.mark.parametrize(
-    ("folder", "floors"), [("kernels", KERNELS), ("policy_split", PACKAGE), ("policy_split/study", STUDY)]
+    ("folder", "floors"),
+    [
+        ("kernels", KERNELS),
+        ("policy_split", PACKAGE),
+        ("policy_split/study", STUDY),
+        ("policy_split/integrations", INTEGRATIONS),
+    ],
 )
 def test_imports_point_down(folder, floors):
     level = {module: k for k, floor in enumerate(floors) for module in floor}
@@ -129,6 +139,14 @@ def test_kernels_know_nothing_above_them():
 def test_drop_in_stands_on_the_kernels_alone():
     for path in modules("policy_split/drop_in"):
         assert {name.split(".")[0] for _, name in imported(path)} <= {"torch", "policy_split_kernels"}
+
+
+def test_only_integrations_know_the_frameworks():
+    """And nothing but the command line and its kin stands above them."""
+    for path in [*modules("kernels"), *modules("policy_split"), *modules("policy_split/study")]:
+        names = {name.split(".")[0] for package, name in imported(path) if not package}
+        assert not names & {"trl", "verl"}, f"{path.name} imports a framework"
+        assert "integrations" not in {name for _, name in imported(path)} or path.stem == "__init__"
 
 
 def test_each_library_has_one_door():

@@ -1,0 +1,223 @@
+"""Policy Split on TRL's GRPO trainer (TRL 1.16 and newer, `pip install policy-split[trl]`).
+
+    from policy_split.integrations.trl import PolicySplitGRPOConfig, PolicySplitGRPOTrainer
+
+TRL generates (transformers or vLLM), grades, clips, accumulates, logs and saves; here both modes are asked, every
+response is put under the other mode's prompt too, and the advantages are those of `dual_mode_advantages`.
+Source: arXiv 2604.11510.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..advantages import BonusStatistics, bonus_statistics, dual_mode_advantages
+from ..extras import check_extra
+from ..metrics import k3, means, sum_and_count
+from ..modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL, with_system_prompt
+from .interleaved import blocks_of, modes_of_rows, rows_of
+
+check_extra("trl", "policy_split.integrations.trl")
+
+from trl import GRPOTrainer  # noqa: E402
+from trl.models.utils import disable_gradient_checkpointing  # noqa: E402
+from trl.trainer.utils import pad, use_adapter  # noqa: E402
+
+from .trl_config import PolicySplitGRPOConfig  # noqa: E402
+from .trl_kernels import use_fused_kernels  # noqa: E402
+
+__all__ = ["PolicySplitGRPOConfig", "PolicySplitGRPOTrainer", "use_fused_kernels"]
+
+ROW = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+UNSUPPORTED = ("tools", "environment_factories", "rollout_func")
+
+
+class PolicySplitGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer that trains both modes of one model: the arguments are GRPOTrainer's, args a PolicySplitGRPOConfig.
+
+    Of the num_generations responses to a question the first half is asked plainly, the other behind the high-entropy
+    system prompt; prompts are text or messages. Each stands under both prompts in training, so that the log-probs of
+    twice the rows are computed and a micro-batch has twice per_device_train_batch_size rows. An evaluation asks both
+    modes where num_generations_eval is even, else the normal one, and shares nothing. Metrics have TRL's names, those
+    of a mode under `normal/` and `high_entropy/`, those between the modes under `policy_split/`; entropies and KLs are
+    in nats, and completions are logged with a column `mode`.
+    Raises ValueError for tools, environments and rollout functions, which make prompts of their own, for images, and
+    for a response that no reward function graded.
+    """
+
+    _tag_names = ("trl", "grpo", "policy-split")
+    _name = "Policy Split"
+
+    def __init__(self, model: Any, reward_funcs: Any = None, args: PolicySplitGRPOConfig | None = None, **kwargs: Any):
+        if args is None:
+            args = PolicySplitGRPOConfig("policy-split-grpo")
+        if not isinstance(args, PolicySplitGRPOConfig):
+            raise TypeError(f"args must be a PolicySplitGRPOConfig, got {type(args).__name__}")
+        super().__init__(model, reward_funcs, args, **kwargs)
+        for name in UNSUPPORTED:
+            if getattr(self, name, None):
+                raise ValueError(f"{name} makes prompts of its own; Policy Split asks each question in two ways itself")
+        if args.fused_kernels:
+            use_fused_kernels(self)
+        self._row_modes: list[int] = []  # of the responses of this process
+        self._twin_ids: list[list[int]] = []  # token ids of the same questions in the other mode
+        self._rewards: Tensor | None = None  # (all processes' responses,)
+
+    def _num_generations(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
+
+    def _generate(self, prompts: list) -> Any:
+        total, per_mode = len(prompts), self._num_generations() // 2
+        if self._num_generations() % 2:
+            self._row_modes = [NORMAL] * total
+        else:
+            self._row_modes = modes_of_rows(self.accelerator.process_index * total, total, per_mode)
+        self._log_completion_extra("mode", [MODE_NAMES[mode] for mode in self._row_modes])
+        generated = super()._generate(self._asked(prompts, self._row_modes))
+        if self.model.training:
+            other = [HIGH_ENTROPY if mode == NORMAL else NORMAL for mode in self._row_modes]
+            self._twin_ids = self._tokenize_prompts(self._asked(prompts, other))[0]
+        return generated
+
+    def _asked(self, prompts: Sequence[Any], modes: Sequence[int]) -> list[Any]:
+        """The prompts behind the system prompts of these modes."""
+        asked = []
+        for prompt, mode in zip(prompts, modes, strict=True):
+            system = self.args.system_prompts[mode]
+            if isinstance(prompt, str):
+                asked.append(f"{system}\n\n{prompt}" if system else prompt)
+            else:
+                asked.append(with_system_prompt(prompt, system))
+        return asked
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        if images is not None:
+            raise ValueError("Policy Split asks about text alone; the dataset has images")
+        # vLLM's server takes every num_generations-th prompt, and both modes' prompts are to be among them
+        halved = num_generations if num_generations % 2 else num_generations // 2
+        return super()._generate_single_turn(prompt_ids, images, multimodal_fields, halved, *args, **kwargs)
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        graded = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if bool(graded.isnan().all(1).any()):
+            row = int(graded.isnan().all(1).nonzero()[0])
+            raise ValueError(f"response {row} has no reward: every reward function returned None for it")
+        self._rewards = (graded * self.reward_weights.to(graded.device)).nansum(1)
+        return graded
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        training = self.model.training
+        output = super()._generate_and_score_completions(inputs)
+        self._log_responses(output)
+        return self._shared(output) if training else output
+
+    def _shared(self, output: dict[str, Any]) -> dict[str, Any]:
+        """The rows of this process and behind them their twins, with the advantages of each token."""
+        own = {name: output[name] for name in ROW}
+        twin = own | self._twin_prompts(output)
+        scores = [self._scores(self.model, rows) for rows in (own, twin)]
+        old, entropy = (torch.cat(x) for x in zip(*scores, strict=True))
+        advantages = self._advantages(own["completion_mask"], old, entropy)
+        shared = {"advantages": advantages, "num_items_in_batch": output["num_items_in_batch"]}
+        if "old_per_token_logps" in output:
+            shared["old_per_token_logps"] = old
+        if "ref_per_token_logps" in output:
+            shared["ref_per_token_logps"] = torch.cat((output["ref_per_token_logps"], self._reference_logprobs(twin)))
+        if "importance_sampling_ratio" in output:  # between the engine that sampled and the model: one for a response
+            shared["importance_sampling_ratio"] = torch.cat((output["importance_sampling_ratio"],) * 2)
+        if not self.args.rollout_sharing:
+            count = len(own["completion_ids"])
+            return own | {name: x[:count] if x.dim() else x for name, x in shared.items()}
+        shared["num_items_in_batch"] = 2 * output["num_items_in_batch"]
+        for name in ROW:
+            padding = self._tokenizer.pad_token_id if name == "prompt_ids" else 0
+            shared[name] = pad([*own[name], *twin[name]], padding, "left")
+        return shared
+
+    def _twin_prompts(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """prompt_ids and prompt_mask (B, L'): the questions of this process under the other mode's prompt."""
+        ids = [torch.tensor(prompt) for prompt in self._twin_ids]
+        device, to = (
+            output["prompt_ids"].device,
+            {"padding_side": "left", "pad_to_multiple_of": self.pad_to_multiple_of},
+        )
+        prompts = pad(ids, self._tokenizer.pad_token_id, **to)
+        masks = pad([torch.ones_like(prompt) for prompt in ids], 0, **to)
+        return {"prompt_ids": prompts.to(device), "prompt_mask": masks.to(device)}
+
+    def _scores(self, model: Any, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of the responses (B, T), nats, in micro-batches of TRL's own scoring."""
+        ids = torch.cat((rows["prompt_ids"], rows["completion_ids"]), 1)
+        mask = torch.cat((rows["prompt_mask"], rows["completion_mask"]), 1)
+        length, size = rows["completion_ids"].shape[1], self.args.per_device_train_batch_size
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            scores = self._get_per_token_logps_and_entropies(model, ids, mask, length, size, compute_entropy=True)
+        return scores[0], scores[1]
+
+    def _reference_logprobs(self, rows: Mapping[str, Tensor]) -> Tensor:
+        """Those of the reference model; of a PEFT model, without its adapter or with the copy named "ref"."""
+        if self.ref_model is not None:
+            return self._scores(self.ref_model, rows)[0]
+        model = self.accelerator.unwrap_model(self.model)
+        with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+            return self._scores(self.model, rows)[0]
+
+    def _advantages(self, mask: Tensor, logprobs: Tensor, entropy: Tensor) -> Tensor:
+        """(2B, T) of this process: a group may lie on several of them, so that each computes with all rows."""
+        count, n = len(mask), self.num_generations // 2
+        length, rank = mask.shape[1], self.accelerator.process_index
+        logprobs, entropy, mask = (self._all_blocks(x, count) for x in (logprobs, entropy, torch.cat((mask, mask))))
+        rewards = blocks_of(self._rewards, self._rewards, n)
+        options = {**self.args.bonus_options, "num_prompts": len(self._rewards) // (2 * n), "num_generations": n}
+        options["surprise"] = entropy if self.args.bonus_estimator == "entropy" else None
+        advantages, _ = dual_mode_advantages(rewards, logprobs, mask, **options)
+        self._log_split(logprobs, entropy, mask != 0, bonus_statistics(rewards, logprobs, mask, **options))
+        return torch.cat([x[rank * count : (rank + 1) * count, :length] for x in rows_of(advantages, n)])
+
+    def _all_blocks(self, rows: Tensor, count: int) -> Tensor:
+        """The rows (2B, T) of all processes in the order of `dual_mode_advantages`; responses differ in length."""
+        rows = self.accelerator.gather(self.accelerator.pad_across_processes(rows, dim=1))
+        own, twin = rows.unflatten(0, (-1, 2, count)).unbind(1)
+        return blocks_of(own.flatten(0, 1), twin.flatten(0, 1), self.num_generations // 2)
+
+    def _log_responses(self, output: Mapping[str, Tensor]) -> None:
+        """Reward and length of each mode's own responses."""
+        mask, rank = output["completion_mask"], self.accelerator.process_index
+        modes = torch.tensor(self._row_modes, device=mask.device)
+        lengths = mask.sum(1)
+        last = output["completion_ids"].gather(1, (lengths - 1).clamp(min=0)[:, None])
+        ends = torch.tensor([*self.eos_token_ids, self._tokenizer.pad_token_id], device=mask.device)
+        ended = torch.isin(last[:, 0], ends) & (lengths > 0)
+        values = {
+            "reward": self._rewards[rank * len(mask) : (rank + 1) * len(mask)],
+            "completions/mean_length": lengths,
+            "completions/clipped_ratio": ~ended,
+        }
+        asked = [mode for mode in MODES if mode == NORMAL or self._num_generations() % 2 == 0]
+        sums = {
+            f"{MODE_NAMES[mode]}/{name}": sum_and_count(value[modes == mode])
+            for mode in asked
+            for name, value in values.items()
+        }
+        self._log_means(means(sums, self.accelerator))
+
+    def _log_split(self, logprobs: Tensor, entropy: Tensor, mask: Tensor, bonus: BonusStatistics) -> None:
+        """Entropies, both KLs between the modes (k3 estimates over own responses), and what the clamp took away."""
+        logprobs, entropy, mask = (x.chunk(4) for x in (logprobs, entropy, mask))
+        sums = {}
+        for mode, name in ((HIGH_ENTROPY, "kl_high_normal"), (NORMAL, "kl_normal_high")):
+            kl = k3(logprobs[mode], logprobs[3 - mode])  # block 3 - k: the same responses under the other prompt
+            sums[f"policy_split/{name}"] = sum_and_count(kl[mask[mode]])
+            sums[f"{MODE_NAMES[mode]}/entropy"] = sum_and_count(entropy[mode][mask[mode]])
+        clamped, dead = bonus
+        sums |= {"policy_split/bonus_clamped_frac": sum_and_count(clamped[None])}
+        sums |= {"policy_split/bonus_dead_frac": sum_and_count(dead[None])}
+        self._log_means(means(sums))
+
+    def _log_means(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
