@@ -1,6 +1,10 @@
 """Policy Split and our kernels on TRL's own trainer: real runs of tiny models, and its numbers against ours."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -275,3 +279,12 @@ def test_fused_kernels_of_something_else(tmp_path):
     with pytest.raises(TypeError, match="LM head must be"):
         ours.use_fused_kernels(run)
     assert run.model.forward == forward
+
+
+def test_a_question_on_two_ranks():
+    script = Path(tiny.__file__).with_name("trl_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("done") == 2
