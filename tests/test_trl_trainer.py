@@ -221,6 +221,19 @@ def test_lora(tmp_path):
     assert run.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-6)
 
 
+def test_reward_weights_and_a_function_that_leaves_responses_out(tmp_path):
+    def half(completions, **columns):
+        return [1.0 if index % 2 else None for index in range(len(completions))]
+
+    def one(completions, **columns):
+        return [1.0] * len(completions)
+
+    run = trainer(tmp_path, reward=[half, one], reward_weights=[2.0, 0.5])
+    batch = batch_of(run)
+    assert run._rewards.tolist() == [0.5, 2.5] * 8
+    assert batch["advantages"][0, 0] < 0 < batch["advantages"][1, 0]
+
+
 def test_unfit(tmp_path):
     config = ours.PolicySplitGRPOConfig
     for options, message in [

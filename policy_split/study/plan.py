@@ -50,12 +50,14 @@ class Plan:
         return [(variant, seed) for seed in self.seeds for variant in self.variants]
 
 
+# A short warm start: after a long one the model no longer hears the prompt, and the modes do not split.
 CPU_SIZE = replace(
     SIZES["small"],
     task=replace(SIZES["small"].task, test_share=0.2),
+    warm_start_steps=500,
     own_settings={"learning_rate": 3e-4, "sample_steps": 100},  # 6e-4 costs GRPO accuracy
 )
-SEEDS = (101, 102, 103, 104, 105)  # none of them was used while settings were chosen
+SEEDS = (201, 202, 203, 204, 205)  # none of them was used while settings were chosen
 MAIN_VARIANTS = tuple(VARIANTS[name] for name in MAIN)
 ALL_VARIANTS = tuple(VARIANTS.values())
 PLANS = {

@@ -31,7 +31,7 @@ def _ablation(name: str, title: str, **settings: Any) -> Variant:
 
 
 GRPO = _baseline("grpo", "GRPO")
-POLICY_SPLIT = Variant("policy_split", "Policy Split", {"eta": 0.6})
+POLICY_SPLIT = Variant("policy_split", "Policy Split", {"eta": 0.3})
 BASELINES = (
     GRPO,
     _baseline("entropy_bonus", "entropy bonus", {"entropy_coef": 0.05}),
@@ -52,6 +52,7 @@ ABLATIONS = (
     _ablation("paper_clamp", "the paper's clamp", clamp="paper"),
     _ablation("paper_settings", "the paper's settings", clamp="paper", eta=0.03, share_correction="none"),
     _ablation("no_share_correction", "no share correction", share_correction="none"),
+    _ablation("larger_eta", "eta 0.6", eta=0.6),
     _ablation("clamp_floor", "clamp floor 0.1", clamp_floor=0.1),
     _ablation("exact_bonus", "exact bonus", bonus_estimator="exact"),
     _ablation("loss_regularizer", "differentiable regulariser", regularizer="loss", eta=0.05),
