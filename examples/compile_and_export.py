@@ -5,7 +5,7 @@ python examples/compile_and_export.py
 
 import torch
 
-from policy_split import DualModeLoss, logprobs_and_entropy
+from policy_split import DualModeLoss
 from policy_split.countdown import countdown_model, countdown_tokenizer
 
 tokenizer = countdown_tokenizer()
@@ -32,16 +32,11 @@ difference = (gradient(eager) - gradient(fast)).abs().max()
 print(f"loss {eager.item():+.6f}, compiled {fast.item():+.6f}, largest difference of gradients {difference.item():.1e}")
 
 
-class Scores(torch.nn.Module):
-    """What a reward or monitoring service needs: log-prob and entropy of each token."""
-
-    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        out = logprobs_and_entropy(logits, targets)
-        return out.logprobs, out.entropy
-
-
 logits, targets = model(input_ids=input_ids).logits[:, :-1].detach(), input_ids[:, 1:]
-batch = torch.export.Dim("batch", min=2, max=1024)
-program = torch.export.export(Scores(), (logits, targets), dynamic_shapes=({0: batch}, {0: batch}))
-exported, expected = program.module()(logits[:3], targets[:3]), Scores()(logits[:3], targets[:3])
+tokens = {"advantages": advantages, "mode": mode}
+batch = {0: torch.export.Dim("batch", min=2, max=1024)}
+shapes = {"logits": batch, "targets": batch, "advantages": batch, "mode": batch}
+program = torch.export.export(loss_fn, (logits, targets), tokens, dynamic_shapes=shapes)
+fewer = {name: x[:3] for name, x in tokens.items()}
+exported, expected = (f(logits[:3], targets[:3], **fewer) for f in (program.module(), loss_fn))
 print("exported, another batch size:", all(map(torch.equal, exported, expected)))
