@@ -256,18 +256,20 @@ def test_unfit(tmp_path):
         batch_of(run)
 
 
-def test_fused_kernels_of_a_plain_trainer(tmp_path, monkeypatch):
-    """The same run of GRPO, with TRL's head and with ours: weights to rounding, entropy bonus and reference too."""
+@pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
+def test_fused_kernels_of_a_plain_trainer(tmp_path, monkeypatch, kind):
+    """The same run with TRL's head and with ours: weights to rounding, GRPO's entropy bonus and the reference too."""
+    made, config = getattr(trl, f"{kind}Trainer"), getattr(trl, f"{kind}Config")
+    options = {"beta": 0.1, "temperature": 0.7} | ({"entropy_coef": 0.01} if kind == "GRPO" else {})
     finals, calls = [], []
     original = linear_module.linear_logprobs_and_entropy
     counted = lambda *a, **k: calls.append(1) or original(*a, **k)  # noqa: E731
     monkeypatch.setattr(trl_kernels, "linear_logprobs_and_entropy", counted)
     for fused in (False, True):
-        args = trl.GRPOConfig(**settings(tmp_path / str(fused), beta=0.1, entropy_coef=0.01, temperature=0.7))
-        run = trl.GRPOTrainer(
+        run = made(
             saved_model(tmp_path / "model"),
             tiny.reward,
-            args,
+            config(**settings(tmp_path / str(fused), **options)),
             train_dataset=Dataset.from_list(tiny.QUESTIONS),
             processing_class=tiny.tokenizer(),
         )
@@ -279,7 +281,7 @@ def test_fused_kernels_of_a_plain_trainer(tmp_path, monkeypatch):
         assert bool(calls) == fused
     for name, value in finals[0][0].items():
         torch.testing.assert_close(finals[1][0][name], value, rtol=1e-3, atol=1e-3)
-    for name in ("loss", "grad_norm", "entropy", "kl"):
+    for name in ("loss", "grad_norm", "kl", *(["entropy"] if kind == "GRPO" else [])):
         assert float(finals[1][1][name]) == pytest.approx(float(finals[0][1][name]), rel=1e-3, abs=1e-6)
 
 
