@@ -2,6 +2,7 @@
 # make study   four algorithms, five seeds each, and docs/study.md: at most an hour on two cores
 # make study-full                  every algorithm and ablation: hours; it goes on where it was stopped
 # make test    the tests; make lint
+# make check-packages              builds wheel and sdist and tries both in clean environments
 # make bench-cpu, make bench-gpu   against eager torch, torch.compile and the libraries that are there
 # make bench-static                what the Triton kernels' machine code asks of GPUs that are not here
 SHELL := /bin/bash
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpu/*)
 LINTED_CPP := $(wildcard kernels/cpu/*)
 
-.PHONY: train study study-full test lint format bench-cpu bench-gpu bench-static install clean
+.PHONY: train study study-full test lint format check-packages bench-cpu bench-gpu bench-static install clean
 .DELETE_ON_ERROR:
 
 train: install
@@ -28,15 +29,20 @@ study-full: install $(VENV)/.study
 test: install $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.lint
+lint: install $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(LINTED_CPP)
+	mkdir -p build/types && ln -sfn ../../kernels build/types/policy_split_kernels  # the name that it is imported by
+	MYPYPATH=build/types $(BIN)/mypy
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(LINTED_CPP)
+
+check-packages: install $(VENV)/.test
+	$(BIN)/python scripts/check_packages.py $(ARGS)
 
 bench-cpu: install $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/test_cpu.py benchmarks/test_cpu_linear.py benchmarks/test_cpu_scaling.py -s -q --benchmark-columns=min,median,max,rounds --benchmark-sort=name $(ARGS)
@@ -72,7 +78,7 @@ $(VENV)/.study: pyproject.toml | $(VENV)/.package
 	touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.python
-	$(BIN)/pip install ruff==0.17.6 clang-format==23.1.5
+	$(BIN)/pip install ruff==0.17.6 clang-format==23.1.5 mypy==2.4.1
 	touch $@
 
 clean:

@@ -52,9 +52,16 @@ class AnyPythonWheel(bdist_wheel):
 
 
 setup(
-    packages=["policy_split", "policy_split.drop_in", "policy_split.study", "policy_split_kernels"],
+    packages=[
+        "policy_split",
+        "policy_split.drop_in",
+        "policy_split.integrations",
+        "policy_split.study",
+        "policy_split_kernels",
+    ],
     package_dir={"policy_split_kernels": "kernels", "policy_split": "policy_split"},
     include_package_data=False,
+    package_data={"policy_split": ["py.typed"], "policy_split_kernels": ["py.typed"]},
     ext_modules=[Extension("policy_split_kernels._native", SOURCES)],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
 )

@@ -82,7 +82,13 @@ def why_missing() -> str:
 def load_library(instruction_set: str) -> ctypes.CDLL | None:
     """Open one of "default", "avx2", "avx512"; None where it was not built. The CPU must have the instructions."""
     path = _FOLDER / f"libpolicy_split_kernels_{instruction_set}.so"
-    return _typed(ctypes.CDLL(str(path)), path) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return _typed(ctypes.CDLL(str(path)), path)
+    except OSError as error:  # no OpenMP runtime, or built for another machine
+        warnings.warn(f"{path} cannot be opened: {error}", RuntimeWarning, stacklevel=2)
+        return None
 
 
 def _typed(opened: ctypes.CDLL, path: Path) -> ctypes.CDLL | None:

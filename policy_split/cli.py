@@ -6,6 +6,7 @@ policy-split eval RUN_OR_MODEL [--against OTHER]  pass@k, diversity and KL of bo
 policy-split report RUN [RUN ...]               runs as one HTML file: curves, tables, samples
 policy-split study                              algorithms compared over several seeds, on the built-in task
 policy-split plot RUN                           a run's curves as a picture
+policy-split doctor                             what is installed, what is missing and what that costs
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from . import countdown_job, eval_command, report
+from . import countdown_job, doctor, eval_command, report
 from .checkpoints import stopped_before_first
 from .config import PolicySplitConfig
 from .countdown_sizes import SIZES, CountdownSize, find_size
@@ -36,7 +37,14 @@ With --model, --dataset and --reward: any causal language model of transformers,
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns 0, 2 for arguments or data that are wrong, said in one line, or 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"train": train, "eval": eval_command.run, "report": report.run, "study": study.run, "plot": plot}
+    commands = {
+        "train": train,
+        "eval": eval_command.run,
+        "report": report.run,
+        "study": study.run,
+        "plot": plot,
+        "doctor": doctor.run,
+    }
     if not arguments or arguments[0] not in commands:
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(__doc__.strip(), file=sys.stdout if asked else sys.stderr)

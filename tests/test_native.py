@@ -210,6 +210,14 @@ def test_a_library_of_other_sources_is_refused(monkeypatch):
         assert native_library.load_library("default") is None
 
 
+def test_a_library_that_cannot_be_opened_is_left_aside(monkeypatch, tmp_path):
+    (tmp_path / "libpolicy_split_kernels_default.so").write_bytes(b"of another machine")
+    monkeypatch.setattr(native_library, "_FOLDER", tmp_path)
+    with pytest.warns(RuntimeWarning, match="cannot be opened"):
+        assert native_library.load_library("default") is None
+    assert native_library.load_library("avx2") is None  # not there: nothing to say
+
+
 def test_structures_have_the_size_of_the_c_interface():
     """Eight bytes for each pointer, integer and double; the two 32-bit fields of a matrix share one."""
     assert ctypes.sizeof(native_library.Matrix) == 8 * 19

@@ -44,7 +44,7 @@ PACKAGE = [
         "gym_worker",
         "evaluation_statistics",
     },
-    {"baselines", "isolated", "packing", "progress"},
+    {"baselines", "isolated", "packing", "progress", "doctor"},
     {"algorithms", "gym_tasks"},
     {
         "comparison",
@@ -90,7 +90,7 @@ INTEGRATIONS = [
 ONLY = {
     "ctypes": {"native_library"},
     "triton": {path.stem for path in (ROOT / "kernels").glob("triton_*.py")},
-    "argparse": {"cli", "command"},
+    "argparse": {"cli", "command", "doctor"},
 }
 
 
