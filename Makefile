@@ -4,6 +4,7 @@
 # make test    the tests; make lint
 # make check-packages              builds wheel and sdist and tries both in clean environments
 # make bench-cpu, make bench-gpu   against eager torch, torch.compile and the libraries that are there
+# make bench-scaling               the cost model of docs/scaling.md, against measured points
 # make bench-static                what the Triton kernels' machine code asks of GPUs that are not here
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpu/*)
 LINTED_CPP := $(wildcard kernels/cpu/*)
 
-.PHONY: train study study-full test lint format check-packages bench-cpu bench-gpu bench-static install clean
+.PHONY: train study study-full test lint format check-packages bench-cpu bench-gpu bench-static bench-scaling install clean
 .DELETE_ON_ERROR:
 
 train: install
@@ -52,6 +53,9 @@ bench-gpu: install
 
 bench-static: install
 	$(BIN)/python -m benchmarks.static $(ARGS)
+
+bench-scaling: install
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 install: $(VENV)/.package
 

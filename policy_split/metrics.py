@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from .advantages import equal_rewards
 from .modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
 from .rollout import Rollout
 
@@ -51,6 +52,14 @@ def rollout_sums(rollout: Rollout) -> Sums:
             exact = rollout.divergence.chunk(4)[mode]
             sums[f"policy_split/exact_{name}"] = sum_and_count(exact[blocks["mask"][mode]])
     return sums
+
+
+def bonus_sums(rollout: Rollout, bonus: Tensor, free: Tensor, *, shared: bool) -> Sums:
+    """`bonus_statistics` of advantages, as sums over tokens and groups; free: the bonus without its clamp."""
+    rewards = rollout.rewards.view(2, 2, rollout.num_prompts, rollout.num_generations)
+    clamped = (bonus != free).sum(dtype=torch.float64), (free != 0).sum(dtype=torch.float64)
+    dead = sum_and_count(equal_rewards(rewards if shared else rewards[:1]))
+    return {"policy_split/bonus_clamped_frac": clamped, "policy_split/bonus_dead_frac": dead}
 
 
 def k3(own: Tensor, other: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .checkpoints import Progress, save_checkpoint
+from .sharding import load_model, load_optimizer, whole
 from .state_files import read_state
 
 
@@ -19,25 +20,35 @@ class RunState:
 
     Weights and optimizer are those of the moment, and so of the last step's end until the next optimizer step: `whole`
     says whether that is still so. The rest is remembered by `mark`, so that a step that fails halfway leaves no trace.
-    Rollouts need not be kept: each is a function of (weights, seed, step).
+    Rollouts need not be kept: each is a function of (weights, seed, step, process). What FSDP2 has sharded is written
+    whole, so that a checkpoint is the same for any number of processes, sharded or not.
     """
 
     def __init__(
-        self, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, schedule: Any, progress: Progress
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: Any,
+        progress: Progress,
+        seed: int,
     ):
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
-        self.schedule, self.progress = schedule, progress
+        self.schedule, self.progress, self.seed = schedule, progress, seed
         self.whole = True  # no optimizer step since the last `mark`
         self.saved: int | None = None  # the step whose checkpoint this run has saved or loaded
         optimizer.register_step_post_hook(self._stepped)
         self.mark()
 
     def check_supported(self) -> None:
-        """Raises NotImplementedError where a process holds only its shard of the model."""
+        """Raises NotImplementedError where a process holds a shard of the model in another form than FSDP2's."""
         kind = self.accelerator.distributed_type
+        if self.accelerator.is_fsdp2:
+            return
         if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
             raise NotImplementedError(
-                f"checkpoints of a model sharded by {kind.value} are not written; set save_steps=0"
+                f"checkpoints of a model sharded by {kind.value} are not written, those of DDP and FSDP2 are; "
+                f"set save_steps=0"
             )
 
     def mark(self) -> None:
@@ -57,23 +68,31 @@ class RunState:
         """Save the last finished step as a checkpoint of the run's folder; raises what `save_checkpoint` raises."""
         self.check_supported()
         step = self.finished
+        keep = self.accelerator.is_main_process
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "progress": self.small}
+        parts = {name: whole(state, keep=keep) for name, state in parts.items()}
         path = save_checkpoint(self.accelerator, folder, step, parts, {"random": self.random}, limit)
         self.saved = step
         return path
 
     def load(self, path: Path) -> None:
-        """Go back to a checkpoint, which `find_checkpoint` has found whole."""
-        self.model.load_state_dict(read_state(path, "model"))
-        self.optimizer.load_state_dict(read_state(path, "optimizer"))
+        """Go back to a checkpoint, which `find_checkpoint` has found whole, of any number of processes.
+
+        The random states come back where there are as many processes as then, and otherwise follow from (seed, step,
+        process).
+        """
+        load_model(self.model, read_state(path, "model"))
+        load_optimizer(self.optimizer, read_state(path, "optimizer"))
         small = read_state(path, "progress")
         self.progress.load_state_dict(small["progress"])
         self.schedule.load_state_dict(small["schedule"])
         if self.accelerator.scaler is not None and "scaler" in small:
             self.accelerator.scaler.load_state_dict(small["scaler"])
-        own = f"random-{self.accelerator.process_index}"
-        if (path / f"{own}.json").exists():  # not with more processes than before
-            set_random_states(read_state(path, own))
+        rank = self.accelerator.process_index
+        if len(list(path.glob("random-*.json"))) == self.accelerator.num_processes:
+            set_random_states(read_state(path, f"random-{rank}"))
+        else:
+            seed_random_states(f"{self.seed}, {self.progress.step}, {rank}")
         self.mark()
         self.saved = self.progress.step
 
@@ -86,6 +105,12 @@ def random_states() -> dict[str, Any]:
     kind, keys, *rest = numpy.random.get_state()
     states = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
+
+
+def seed_random_states(seed: str) -> None:
+    random.seed(seed)
+    numpy.random.seed(random.getrandbits(32))
+    torch.manual_seed(random.getrandbits(63))
 
 
 def set_random_states(states: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, get_scheduler
 
-from .advantages import bonus_statistics, dual_mode_advantages
+from .advantages import dual_mode_advantages
 from .baseline_step import baseline_tokens
 from .checkpoints import Progress, check_output_dir, find_checkpoint, save_pretrained, usable
 from .config import PolicySplitConfig
@@ -34,7 +34,7 @@ from .data import as_prompts, longest_prompt, question_indices
 from .evaluate import Key, evaluate_policy, flatten, plain_text
 from .gym_tasks import check_held_out, own_reward
 from .launch import make_accelerator, make_optimizer
-from .metrics import Sums, add_sums, means, rollout_sums, sum_and_count
+from .metrics import Sums, add_sums, bonus_sums, means, rollout_sums
 from .models import Policy, check_fit, enable_checkpointing, fuse_lm_head, load_model, load_tokenizer
 from .progress import mode_postfix, showing, steps_bar, track
 from .rewards import as_reward_functions, check_columns
@@ -51,6 +51,7 @@ from .rollout import (
 from .run_state import RunState
 from .runlog import RunLog
 from .sampling import seed_of
+from .sharding import gathered, shard_frozen
 from .stopping import StopRequest
 from .time_limit import add_note
 from .update import PolicyUpdate
@@ -111,7 +112,10 @@ class PolicySplitTrainer:
             frozen = copy.deepcopy(bare) if ref_model is None else load_model(ref_model, config)
             frozen.requires_grad_(False).eval()
             fused = fuse_lm_head(frozen, config)
-            wrapped = self.accelerator.prepare_model(frozen, evaluation_mode=True)
+            if self.accelerator.is_fsdp2:
+                wrapped = shard_frozen(self.accelerator, frozen)
+            else:
+                wrapped = self.accelerator.prepare_model(frozen, evaluation_mode=True)
             options = (fused, config.lm_head_chunk_bytes, config.packed_batches)
             self.reference = Policy(wrapped, self.tokenizer, frozen, *options)
         fused = fuse_lm_head(bare, config)
@@ -126,7 +130,7 @@ class PolicySplitTrainer:
         self.schedule = get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, self.max_steps)
         self.progress = Progress()
         self.update = PolicyUpdate(self.accelerator, self.policy, self.optimizer, config, self.progress)
-        self.state = RunState(self.accelerator, unwrapped, optimizer, self.schedule, self.progress)
+        self.state = RunState(self.accelerator, unwrapped, optimizer, self.schedule, self.progress, config.seed)
         self.output_dir = Path(config.output_dir)
 
     @property
@@ -258,7 +262,8 @@ class PolicySplitTrainer:
         seed = seed_of(config.seed, "rollout", step, rank)
         blocks = BLOCKS if config.chosen_algorithm.dual_mode else SINGLE_BLOCKS
         options = {"num_generations": config.num_generations, "seed": seed, "blocks": blocks}
-        return make_rollout(self.policy, questions, self.rewards, config, **options)
+        with gathered(self.policy.bare):
+            return make_rollout(self.policy, questions, self.rewards, config, **options)
 
     def advantages(self, rollout: Rollout) -> tuple[Tensor, Sums]:
         """Token-level advantages (4*P*n, T), and what became of the bonus; with regularizer="loss" there is none."""
@@ -268,10 +273,9 @@ class PolicySplitTrainer:
         options["surprise"] = None if config.bonus_estimator == "sampled" else rollout.entropy
         options["divergence"] = rollout.divergence if config.bonus_estimator == "exact" else None
         arguments = (rollout.rewards, rollout.logprobs, rollout.train_mask)
-        advantages, _ = dual_mode_advantages(*arguments, **options)
-        clamped, dead = bonus_statistics(*arguments, **options)
-        names = ("policy_split/bonus_clamped_frac", "policy_split/bonus_dead_frac")
-        return advantages, dict(zip(names, (sum_and_count(clamped), sum_and_count(dead)), strict=True))
+        advantages, bonus = dual_mode_advantages(*arguments, **options)
+        _, free = dual_mode_advantages(*arguments, **options | {"kappa": None})
+        return advantages, bonus_sums(rollout, bonus, free, shared=config.rollout_sharing)
 
     def baseline(self, rollout: Rollout, entropy: float) -> tuple[Tensor, Tensor | None]:
         """Advantages (2*P*n, T) of a baseline and the tokens that its loss treats differently; others do not train.
@@ -299,7 +303,8 @@ class PolicySplitTrainer:
         self.policy.bare.eval()
         count = self.config.eval_num_samples if num_samples is None else num_samples
         options = {"key": key, "correct_reward": correct_reward, "accelerator": self.accelerator}
-        return evaluate_policy(self.policy, dataset, self.rewards, self.config, count, **options)
+        with gathered(self.policy.bare):
+            return evaluate_policy(self.policy, dataset, self.rewards, self.config, count, **options)
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Model and tokenizer in Hugging Face's format, by default in config.output_dir."""

@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from policy_split_kernels.linear import linear_token_loss
 from policy_split_kernels.logprobs import logprobs_and_entropy
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from . import baseline_losses
@@ -61,8 +62,11 @@ class PolicyUpdate:
         batches = micro_batches(rollout, self.contributing(rows, advantages), self.config)
         self.policy.model.train(self.config.gradient_checkpointing)
         for number, micro_batch in enumerate(track(batches, "update"), 1):
+            # FSDP2 sends the gradient of every micro-batch: to keep it until the last takes the memory of a whole model
             last = number == len(batches)
-            with nullcontext() if last else self.accelerator.no_sync(self.policy.model):
+            send = last or self.accelerator.is_fsdp2
+            self.accelerator.sync_gradients = last  # by which DeepSpeed knows when to step
+            with nullcontext() if send else self.accelerator.no_sync(self.policy.model):
                 out = self.backward(rollout, micro_batch, advantages, old_logprobs, ref_logprobs, weights, chosen)
             loss += out.loss.detach()
             mode = rollout.mode[micro_batch]
@@ -75,14 +79,17 @@ class PolicyUpdate:
     def contributing(self, rows: Sequence[int], advantages: Tensor) -> Sequence[int]:
         """The rows that have a gradient: as a model sharpens, most groups have equal rewards and no advantage.
 
-        One row at least, so that the optimizer makes its step; all of them where processes wait for each other.
+        One row at least, so that the optimizer makes its step, and as many in every process, which wait for each other
+        in every micro-batch: those that have fewer take rows without a gradient as well.
         """
         config = self.config
         other_terms = config.beta > 0 or any(self._entropy_coefficients()) or self._own_loss
-        if other_terms or config.regularizer == "loss" or self.accelerator.num_processes > 1:
+        if other_terms or config.regularizer == "loss":
             return rows
-        counts = (advantages != 0).any(1).tolist()
-        return [row for row in rows if counts[row]] or rows[:1]
+        has_gradient = (advantages != 0).any(1)
+        wanted = self.accelerator.gather(has_gradient[list(rows)].sum()[None]).max().clamp(min=1)
+        idle = (~has_gradient).tolist()
+        return sorted(rows, key=lambda row: idle[row])[: int(wanted)]
 
     def backward(
         self,
@@ -194,15 +201,20 @@ class PolicyUpdate:
         return {f"{MODE_NAMES[m]}/clip_ratio": (counts.new_zeros(()), counts[mode == m].sum()) for m in MODES}
 
     def _finish(self, loss: Tensor) -> Sums:
-        """Clip the gradient and step; skip if loss or gradient is not finite, and stop the run if that goes on."""
+        """Clip the gradient and step; skip if loss or gradient is not finite, and stop the run if that goes on.
+
+        DeepSpeed has clipped and stepped in the last backward, finite or not: the run stops at once.
+        """
         loss = self.accelerator.reduce(loss, reduction="mean")
         norm = self.accelerator.clip_grad_norm_(self.policy.model.parameters(), self.config.max_grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm, device=loss.device)
         finite = bool(torch.isfinite(norm) & torch.isfinite(loss))
         if finite or self.config.fp16:  # float16's loss scale skips by itself, and has to see why
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.skipped = 0 if finite else self.progress.skipped + 1
-        if self.progress.skipped > self.config.max_skipped_steps:
+        stepped = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self.progress.skipped > (0 if stepped else self.config.max_skipped_steps):
             raise FloatingPointError(
                 f"step {self.progress.step + 1}: loss {float(loss)}, gradient norm {float(norm)}; "
                 f"{self.progress.skipped} optimizer steps in a row were not finite "

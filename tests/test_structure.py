@@ -43,6 +43,7 @@ PACKAGE = [
         "isolated_server",
         "gym_worker",
         "evaluation_statistics",
+        "sharding",
     },
     {"baselines", "isolated", "packing", "progress", "doctor"},
     {"algorithms", "gym_tasks"},
@@ -85,7 +86,8 @@ STUDY = [
 ]
 INTEGRATIONS = [
     {"__init__", "interleaved", "trl_config", "trl_kernels"},
-    {"trl"},
+    {"trl", "verl_rows"},
+    {"verl"},
 ]
 ONLY = {
     "ctypes": {"native_library"},
