@@ -24,6 +24,7 @@ MODULES = {
     "policy_split.drop_in.trl": None,
     "policy_split.drop_in.verl": None,
     "policy_split.integrations.trl": None,
+    "policy_split.integrations.verl_rows": ("policy_split_advantages",),
 }
 
 

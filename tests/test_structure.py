@@ -85,7 +85,7 @@ STUDY = [
     {"command"},
 ]
 INTEGRATIONS = [
-    {"__init__", "interleaved", "trl_config", "trl_kernels"},
+    {"__init__", "interleaved", "trl_config", "trl_kernels", "verl_kernels"},
     {"trl", "verl_rows"},
     {"verl"},
 ]

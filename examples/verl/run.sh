@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Policy Split on verl: bash examples/verl/run.sh DATA_FOLDER MODEL [overrides ...]
+# DATA_FOLDER has verl's train.parquet and test.parquet: data_source, prompt, ability, reward_model, extra_info.
+set -euo pipefail
+here="$(cd "$(dirname "$0")" && pwd)"
+data="$1" model="$2"
+shift 2
+# imported in every process: registers the agent loop, the trainer, the estimator and the loss
+export VERL_USE_EXTERNAL_MODULES=policy_split.integrations.verl
+python -m verl.trainer.main_ppo --config-path="$here" --config-name=policy_split \
+    data.train_files="$data/train.parquet" data.val_files="$data/test.parquet" \
+    data.train_batch_size=64 data.max_prompt_length=512 data.max_response_length=2048 \
+    actor_rollout_ref.model.path="$model" \
+    actor_rollout_ref.actor.ppo_mini_batch_size=64 actor_rollout_ref.actor.use_dynamic_bsz=True \
+    trainer.n_gpus_per_node=8 trainer.nnodes=1 "$@"
