@@ -28,7 +28,7 @@ study-full: install $(VENV)/.study
 	$(BIN)/policy-split study --plan full --document docs/study-full.md $(ARGS)
 
 test: install $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: install $(VENV)/.lint
 	$(BIN)/ruff check .
