@@ -1,5 +1,6 @@
 # make train   the main job, from a fresh clone to a trained model
 # make study   four algorithms, five seeds each, and docs/study.md: at most an hour on two cores
+# make study-split                 the same after a short warm start, where the modes part
 # make study-full                  every algorithm and ablation: hours; it goes on where it was stopped
 # make test    the tests; make lint
 # make check-packages              builds wheel and sdist and tries both in clean environments
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpu/*)
 LINTED_CPP := $(wildcard kernels/cpu/*)
 
-.PHONY: train study study-full test lint format check-packages bench-cpu bench-gpu bench-static bench-scaling install clean
+.PHONY: train study study-split study-full test lint format check-packages bench-cpu bench-gpu bench-static bench-scaling install clean
 .DELETE_ON_ERROR:
 
 train: install
@@ -23,6 +24,9 @@ train: install
 
 study: install $(VENV)/.study
 	$(BIN)/policy-split study --document docs/study.md $(ARGS)
+
+study-split: install $(VENV)/.study
+	$(BIN)/policy-split study --plan split --document docs/study-split.md $(ARGS)
 
 study-full: install $(VENV)/.study
 	$(BIN)/policy-split study --plan full --document docs/study-full.md $(ARGS)

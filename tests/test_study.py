@@ -19,10 +19,10 @@ from policy_split.config import PolicySplitConfig
 from policy_split.countdown import Countdown
 from policy_split.countdown_sizes import SIZES, CountdownSize, find_size, load_size, save_size
 from policy_split.study import command, runner
-from policy_split.study.plan import PLANS, SEEDS, Plan
+from policy_split.study.plan import PLANS, SEEDS, SPLIT_SEEDS, Plan
 from policy_split.study.results import read_results
 from policy_split.study.statistics import difference, estimate
-from policy_split.study.variants import ABLATIONS, BASELINES, VARIANTS, chosen_variants
+from policy_split.study.variants import ABLATIONS, BASELINES, NAMES, chosen_variants
 
 TINY = CountdownSize(
     Countdown(numbers=2, largest=9, largest_target=20, fewest_answers=1, test_share=0.2),
@@ -34,7 +34,7 @@ TINY = CountdownSize(
     warm_start_steps=200,
     own_settings={"max_steps": 4, "prompts_per_step": 4, "num_generations": 2, "save_steps": 1, "sample_steps": 0},
 )
-PLAN = Plan(TINY, tuple(chosen_variants(["grpo", "policy_split"])), (1, 2), samples=8)
+PLAN = Plan(TINY, chosen_variants(["grpo", "policy_split"], 0.6), (1, 2), samples=8)
 
 
 @pytest.fixture(scope="module")
@@ -210,10 +210,15 @@ def test_variants_are_settings_that_the_trainer_takes():
     for plan in PLANS.values():
         for variant, seed in plan.runs:
             PolicySplitConfig(**plan.run_spec(variant, seed)["settings"])
-    assert set(SEEDS).isdisjoint(range(100))  # settings were chosen with the others
+    assert {*SEEDS, *SPLIT_SEEDS}.isdisjoint(range(100))  # settings were chosen with the others
     assert [v.name for v in BASELINES] == [v.settings["algorithm"] for v in BASELINES]
-    assert all(variant.dual_mode for variant in ABLATIONS)
-    assert len(VARIANTS) == 21
+    assert len(NAMES) == len(set(NAMES)) == 22
+    ablations = chosen_variants(ABLATIONS, 0.3)
+    assert all(variant.dual_mode and variant.ablation for variant in ablations)
+    assert {variant.settings["eta"] for variant in ablations if "eta" not in ABLATIONS[variant.name][1]} == {0.3}
+    assert PLANS["full"].warm_start_spec() == PLANS["split"].warm_start_spec()  # they share their folder
+    specs = {(variant.name, seed): PLANS["full"].run_spec(variant, seed) for variant, seed in PLANS["full"].runs}
+    assert all(specs[v.name, seed] == PLANS["split"].run_spec(v, seed) for v, seed in PLANS["split"].runs)
 
 
 def test_sizes_come_back_from_their_files(tmp_path):

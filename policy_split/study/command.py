@@ -16,12 +16,13 @@ from .figures import draw_curves
 from .plan import PLANS, SPLITS, Plan
 from .results import read_results
 from .runner import OutOfTime, run_study
-from .variants import VARIANTS, Variant, chosen_variants
+from .variants import NAMES, Variant, chosen_variants
 
 HELP = """Compare algorithms on the built-in Countdown task: every variant from the same warm start, with the
 same number of responses, over several seeds. A finished run is not repeated, and one that was stopped
 goes on: the same command again. Writes the document and its curves."""
-FOLDERS = {"cpu": "runs/study", "full": "runs/study", "gpu": "runs/study-gpu"}  # full takes up the runs of cpu
+# full takes up the runs of split
+FOLDERS = {"cpu": "runs/study", "split": "runs/study-split", "full": "runs/study-split", "gpu": "runs/study-gpu"}
 SECONDS = "seconds.json"  # spent so far, over all calls of a study
 
 
@@ -57,8 +58,10 @@ def _parse(arguments: list[str]) -> Any:
     parser = ArgumentParser(
         prog="policy-split study", description=HELP, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--plan", choices=PLANS, default="cpu", help="What is run (cpu). gpu: 25 M parameters.")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"Some of: {', '.join(VARIANTS)}.")
+    parser.add_argument(
+        "--plan", choices=PLANS, default="cpu", help="What is run (cpu). split: after a short warm start."
+    )
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"Some of: {', '.join(NAMES)}.")
     parser.add_argument("--own", metavar="FILE", help='JSON {"name": {settings of PolicySplitConfig}} to compare too.')
     parser.add_argument("--seeds", nargs="+", type=int, help="In place of the plan's.")
     parser.add_argument("--steps", type=int, help="Training steps of each run, in place of the size's.")
@@ -68,14 +71,14 @@ def _parse(arguments: list[str]) -> Any:
     parser.add_argument("--jobs", type=int, help="Runs at a time.")
     parser.add_argument("--threads", type=int, help="CPU threads of each.")
     parser.add_argument("--minutes", type=float, help="Stop after so many, everything saved; exit code 3.")
-    parser.add_argument("--output", help="Folder of the runs. Not given: runs/study, for gpu runs/study-gpu.")
+    parser.add_argument("--output", help="Folder of the runs. Not given: runs/study, or that of the plan.")
     parser.add_argument("--document", help="Markdown to write. Not given: study.md in the output folder.")
     return parser.parse_args(arguments)
 
 
 def _plan(chosen: Any) -> Plan:
     plan = PLANS[chosen.plan]
-    variants = plan.variants if chosen.variants is None else tuple(chosen_variants(chosen.variants))
+    variants = plan.variants if chosen.variants is None else chosen_variants(chosen.variants, plan.eta)
     variants += _own_variants(chosen.own) if chosen.own else ()
     given = {name: getattr(chosen, name) for name in ("split", "samples", "jobs", "threads")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -93,7 +96,7 @@ def _own_variants(path: str) -> tuple[Variant, ...]:
         raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(named, dict) or not all(isinstance(settings, dict) for settings in named.values()):
         raise ValueError(f'{path}: expected {{"name": {{settings}}}}')
-    taken = sorted(named.keys() & VARIANTS.keys())
+    taken = sorted(named.keys() & set(NAMES))
     if taken:
         raise ValueError(f"{path}: {taken[0]!r} is the name of a variant that is there already")
     return tuple(Variant(name, name, settings) for name, settings in named.items())

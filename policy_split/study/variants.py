@@ -1,7 +1,7 @@
 """What a study compares: algorithms and ablations by name, each with the settings in which it differs."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..algorithms import ALGORITHMS
@@ -26,12 +26,7 @@ def _baseline(name: str, title: str, settings: Mapping[str, Any] | None = None, 
     return Variant(name, title, own | config)
 
 
-def _ablation(name: str, title: str, **settings: Any) -> Variant:
-    return Variant(name, title, {**POLICY_SPLIT.settings, **settings}, ablation=True)
-
-
 GRPO = _baseline("grpo", "GRPO")
-POLICY_SPLIT = Variant("policy_split", "Policy Split", {"eta": 0.3})
 BASELINES = (
     GRPO,
     _baseline("entropy_bonus", "entropy bonus", {"entropy_coef": 0.05}),
@@ -45,25 +40,31 @@ BASELINES = (
     _baseline("ce_gppo", "CE-GPPO"),
     _baseline("pass_at_k", "pass@k training"),
 )
-ABLATIONS = (
-    _ablation("no_rollout_sharing", "no rollout sharing", rollout_sharing=False),
-    _ablation("no_kl_part", "no KL part (alpha 1)", alpha=1.0),
-    _ablation("no_clamp", "no clamp", kappa=None),
-    _ablation("paper_clamp", "the paper's clamp", clamp="paper"),
-    _ablation("paper_settings", "the paper's settings", clamp="paper", eta=0.03, share_correction="none"),
-    _ablation("no_share_correction", "no share correction", share_correction="none"),
-    _ablation("larger_eta", "eta 0.6", eta=0.6),
-    _ablation("clamp_floor", "clamp floor 0.1", clamp_floor=0.1),
-    _ablation("exact_bonus", "exact bonus", bonus_estimator="exact"),
-    _ablation("loss_regularizer", "differentiable regulariser", regularizer="loss", eta=0.05),
-)
-VARIANTS = {variant.name: variant for variant in (*BASELINES, POLICY_SPLIT, *ABLATIONS)}
-MAIN = ("grpo", "entropy_bonus", "entropy_advantage", "policy_split")
+# what an ablation changes: name -> (title, settings)
+ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "no_rollout_sharing": ("no rollout sharing", {"rollout_sharing": False}),
+    "no_kl_part": ("no KL part (alpha 1)", {"alpha": 1.0}),
+    "no_clamp": ("no clamp", {"kappa": None}),
+    "paper_clamp": ("the paper's clamp", {"clamp": "paper"}),
+    "paper_settings": ("the paper's settings", {"clamp": "paper", "eta": 0.03, "share_correction": "none"}),
+    "no_share_correction": ("no share correction", {"share_correction": "none"}),
+    "larger_eta": ("eta 0.6", {"eta": 0.6}),
+    "clamp_floor": ("clamp floor 0.1", {"clamp_floor": 0.1}),
+    "exact_bonus": ("exact bonus", {"bonus_estimator": "exact"}),
+    "loss_regularizer": ("differentiable regulariser", {"regularizer": "loss", "eta": 0.05}),
+}
+POLICY_SPLIT = Variant("policy_split", "Policy Split")
+MAIN = ("grpo", "entropy_bonus", "entropy_advantage", POLICY_SPLIT.name)
+NAMES = (*(variant.name for variant in BASELINES), POLICY_SPLIT.name, *ABLATIONS)
 
 
-def chosen_variants(names: list[str] | tuple[str, ...]) -> list[Variant]:
-    """The variants of those names; ValueError lists what there is."""
-    unknown = [name for name in names if name not in VARIANTS]
+def chosen_variants(names: Iterable[str], eta: float) -> tuple[Variant, ...]:
+    """The variants of those names, eta that of Policy Split and its ablations; ValueError lists what there is."""
+    own = {variant.name: variant for variant in BASELINES}
+    own[POLICY_SPLIT.name] = replace(POLICY_SPLIT, settings={"eta": eta})
+    for name, (title, settings) in ABLATIONS.items():
+        own[name] = Variant(name, title, {"eta": eta, **settings}, ablation=True)
+    unknown = [name for name in names if name not in own]
     if unknown:
-        raise ValueError(f"variant {unknown[0]!r} must be one of {', '.join(map(repr, VARIANTS))}")
-    return [VARIANTS[name] for name in names]
+        raise ValueError(f"variant {unknown[0]!r} must be one of {', '.join(map(repr, own))}")
+    return tuple(own[name] for name in names)
