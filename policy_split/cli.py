@@ -10,22 +10,24 @@ policy-split doctor                             what is installed, what is missi
 """
 
 import argparse
+import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import HfArgumentParser
+if TYPE_CHECKING:  # a command imports what it needs: doctor has to run where what the others need is broken
+    from .config import PolicySplitConfig
+    from .countdown_sizes import CountdownSize
 
-from . import countdown_job, doctor, eval_command, report
-from .checkpoints import stopped_before_first
-from .config import PolicySplitConfig
-from .countdown_sizes import SIZES, CountdownSize, find_size
-from .data import DATASET_HELP, load_prompts
-from .gym_tasks import own_reward
-from .plot import plot_run
-from .rewards import REWARD_HELP
-from .study import command as study
-from .trainer import PolicySplitTrainer
-
+COMMANDS = {  # where the function of each is: (module, name)
+    "train": ("policy_split.cli", "train"),
+    "eval": ("policy_split.eval_command", "run"),
+    "report": ("policy_split.report", "run"),
+    "study": ("policy_split.study.command", "run"),
+    "plot": ("policy_split.cli", "plot"),
+    "doctor": ("policy_split.doctor", "run"),
+}
 TRAIN_HELP = """Train both modes of a model.
 
 With no arguments: the built-in Countdown task with a small model from scratch, a few minutes on two CPU cores.
@@ -37,20 +39,12 @@ With --model, --dataset and --reward: any causal language model of transformers,
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns 0, 2 for arguments or data that are wrong, said in one line, or 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {
-        "train": train,
-        "eval": eval_command.run,
-        "report": report.run,
-        "study": study.run,
-        "plot": plot,
-        "doctor": doctor.run,
-    }
-    if not arguments or arguments[0] not in commands:
+    if not arguments or arguments[0] not in COMMANDS:
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(__doc__.strip(), file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     try:
-        return commands[arguments[0]](arguments[1:])
+        return find_command(arguments[0])(arguments[1:])
     except (ValueError, TypeError, LookupError, ImportError, OSError) as error:
         said = "; ".join([str(error), *getattr(error, "__notes__", ())])
         print(f"policy-split {arguments[0]}: error: {said}", file=sys.stderr)
@@ -60,7 +54,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def find_command(name: str) -> Callable[[list[str]], int]:
+    module, function = COMMANDS[name]
+    found: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+    return found
+
+
 def train(arguments: list[str]) -> int:
+    from transformers import HfArgumentParser
+
+    from .config import PolicySplitConfig
+    from .countdown_sizes import SIZES, find_size
+    from .data import DATASET_HELP
+    from .rewards import REWARD_HELP
+
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--model", help="Name or path of a causal language model; without it, Countdown from scratch.")
     own.add_argument("--dataset", help=f"{DATASET_HELP} with a `prompt` column.")
@@ -83,7 +90,9 @@ def train(arguments: list[str]) -> int:
     return train_model(config, chosen)
 
 
-def train_countdown(config: PolicySplitConfig, size: CountdownSize, chosen: argparse.Namespace) -> int:
+def train_countdown(config: "PolicySplitConfig", size: "CountdownSize", chosen: argparse.Namespace) -> int:
+    from . import countdown_job
+
     given = [name for name in ("dataset", "eval_dataset", "reward") if getattr(chosen, name)]
     if given:
         raise ValueError(f"--{given[0]} needs --model; without it the built-in Countdown task is trained")
@@ -92,7 +101,12 @@ def train_countdown(config: PolicySplitConfig, size: CountdownSize, chosen: argp
     return 0
 
 
-def train_model(config: PolicySplitConfig, chosen: argparse.Namespace) -> int:
+def train_model(config: "PolicySplitConfig", chosen: argparse.Namespace) -> int:
+    from .checkpoints import stopped_before_first
+    from .data import load_prompts
+    from .gym_tasks import own_reward
+    from .trainer import PolicySplitTrainer
+
     if chosen.size:
         raise ValueError(f"--size {chosen.size} is one of the built-in Countdown task, which --model leaves aside")
     if not chosen.dataset:
@@ -113,6 +127,8 @@ def train_model(config: PolicySplitConfig, chosen: argparse.Namespace) -> int:
 
 
 def plot(arguments: list[str]) -> int:
+    from .plot import plot_run
+
     parser = argparse.ArgumentParser(prog="policy-split plot", description="Draw a run's curves into curves.png.")
     parser.add_argument("run", help="Folder of the run: the output_dir of its training.")
     print(f"curves: {plot_run(parser.parse_args(arguments).run).absolute()}")

@@ -1,11 +1,15 @@
 """policy-split doctor: what is installed here, what each missing piece costs, and whether the kernels compute right."""
 
+import contextlib
 import importlib
+import importlib.util
 import json
+import os
 import platform
+import sys
 import warnings
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from typing import NamedTuple
 
@@ -29,6 +33,9 @@ OPTIONAL = {
     "scipy": "no `policy-split study`",
     "tensorboard": "no --report_to tensorboard",
 }
+# after the command of pip; flash-attn's build imports the torch that is there
+FLAGS = {"flash_attn": " --no-build-isolation"}
+CHECK = "kernels on "  # how the names of the self-check begin
 REQUIRED = ("transformers", "accelerate", "datasets", "safetensors", "numpy")
 
 
@@ -39,7 +46,7 @@ class Finding(NamedTuple):
 
 
 def run(arguments: list[str]) -> int:
-    """Print every finding; 0 if nothing is wrong (a missing option is not), else 1."""
+    """Print every finding; 0 if the self-check passes, whatever else is missing or broken, else 1."""
     parser = ArgumentParser(prog="policy-split doctor", description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="The findings as JSON.")
     chosen = parser.parse_args(arguments)
@@ -50,7 +57,7 @@ def run(arguments: list[str]) -> int:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:
             print(f"{finding.status:7}  {finding.name:{width}}  {finding.found}")
-    return int(any(finding.status == WRONG for finding in findings))
+    return int(any(finding.status == WRONG for finding in findings if finding.name.startswith(CHECK)))
 
 
 def examine() -> Iterator[Finding]:
@@ -58,15 +65,15 @@ def examine() -> Iterator[Finding]:
     yield Finding("python", OK, f"{platform.python_version()} on {platform.platform()}")
     yield _package("policy_split", "", "policy-split")
     yield Finding("torch", OK, f"{torch.__version__}, {torch.get_num_threads()} threads")
-    yield _package("triton", "the kernels of GPUs; with a GPU, plain PyTorch serves, many times slower")
+    yield _package("triton", "no kernels for GPUs, where plain PyTorch serves, more slowly; pip install triton")
+    yield _interpreter()
     for name in REQUIRED:
         yield _package(name, "needed by the trainer: reinstall policy-split", missing=WRONG)
     yield _native()
     yield from _gpus()
     for name, cost in OPTIONAL.items():
-        command = f"pip install policy-split[{EXTRAS[name]}]" if name in EXTRAS else f"pip install {name}"
-        yield _package(name, f"{cost}; {command}")
-    yield Finding("backend", OK, f"{backends.get_backend()}: {backends.BACKENDS[backends.get_backend()]}")
+        wanted = f"'policy-split[{EXTRAS[name]}]'" if name in EXTRAS else name
+        yield _package(name, f"{cost}; pip install {wanted}{FLAGS.get(name, '')}")
     yield from _self_checks()
 
 
@@ -74,26 +81,33 @@ def _package(module: str, cost: str, name: str | None = None, missing: str = MIS
     """The version of a package that can be imported; what it raises if it cannot."""
     name = name or module.replace("_", "-")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # --json is alone on stdout
             warnings.simplefilter("ignore")
             importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name == module:
+    except (Exception, SystemExit) as error:  # a broken package raises what it likes
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
             return Finding(name, missing, cost)
-        return Finding(name, WRONG, f"is installed but cannot be imported ({error}); {cost}")
-    except Exception as error:  # a broken package raises what it likes
-        return Finding(name, WRONG, f"is installed but cannot be imported ({type(error).__name__}: {error}); {cost}")
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        return Finding(name, WRONG, f"is installed but cannot be imported ({said}); {cost}")
     try:
         return Finding(name, OK, metadata.version(name))
     except metadata.PackageNotFoundError:
         return Finding(name, OK, "importable, of no known version")
 
 
+def _interpreter() -> Finding:
+    on = os.environ.get("TRITON_INTERPRET") == "1"
+    return Finding("triton's interpreter", OK, "on (TRITON_INTERPRET=1), for tests alone" if on else "off")
+
+
 def _native() -> Finding:
     library = native_library.library()
     if library is None:
         return Finding("native library", MISSING, f"{native_library.why_missing()}; plain PyTorch, many times slower")
-    return Finding("native library", OK, f"C++ kernels for {library.ps_instruction_set().decode()}")
+    found = f"C++ kernels for {library.ps_instruction_set().decode()}"
+    chosen = os.environ.get("POLICY_SPLIT_BACKEND", "auto")
+    unused = "" if chosen in ("auto", "native") else f", not used: POLICY_SPLIT_BACKEND={chosen}"
+    return Finding("native library", OK, found + unused)
 
 
 def _gpus() -> Iterator[Finding]:
@@ -106,21 +120,46 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _self_checks() -> Iterator[Finding]:
-    """Log-probs, entropies and their gradient by the chosen backend on each device, against float64 softmax."""
-    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    for device in devices:
-        yield _checked(f"kernels on {device}", lambda device=device: _largest_error(torch.device(device)))
+    """Log-probs, entropies and their gradient against float64, by the chosen backend and by all that are there."""
+    for device in ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))):
+        yield _checked(device, None)
+        for name in _available(device):
+            yield _checked(device, name)
 
 
-def _checked(name: str, measure: Callable[[], float]) -> Finding:
+def _available(device: str) -> Iterator[str]:
+    """The backends that can compute on this device."""
+    yield "torch"
+    if device == "cpu" and native_library.library() is not None:
+        yield "native"
+    compiled = device != "cpu" or os.environ.get("TRITON_INTERPRET") == "1"
+    if compiled and importlib.util.find_spec("triton") is not None:
+        yield "triton"
+
+
+def _checked(device: str, backend: str | None) -> Finding:
+    """One backend on one device; None: what a user gets, by set_backend, POLICY_SPLIT_BACKEND or "auto"."""
+    name = f"{CHECK}{device}" + (f", {backend}" if backend else "")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _chosen(backend):
             warnings.simplefilter("ignore")
-            error = measure()
+            error = _largest_error(torch.device(device))
+            used = "" if backend else f" (backend {backends.get_backend()})"
     except Exception as failed:
         return Finding(name, WRONG, f"{type(failed).__name__}: {failed}")
-    found = f"largest difference from float64 {error:.1e} nats"
+    found = f"largest difference from float64 {error:.1e} nats{used}"
     return Finding(name, OK if error <= TOLERANCE else WRONG, found)
+
+
+@contextlib.contextmanager
+def _chosen(backend: str | None) -> Iterator[None]:
+    """This backend within the block, and afterwards what was chosen before, be it nothing."""
+    before = backends._chosen
+    backends._chosen = backend or before
+    try:
+        yield
+    finally:
+        backends._chosen = before
 
 
 def _largest_error(device: torch.device) -> float:

@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,15 @@ settings.register_profile("repeatable", derandomize=True)
 if os.environ.get("CI"):  # elsewhere every run tries other examples
     settings.load_profile("repeatable")
 torch.set_num_threads(1)  # small tensors; and threads that wait for each other are slow on a machine that is shared
+
+
+@pytest.fixture(autouse=True, scope="module")
+def accelerate_as_it_was():
+    """No file hands on accelerate's state, of which a process has one, nor the precision that arguments put aside."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
 
 
 @pytest.fixture(params=["torch", "native", "triton"])

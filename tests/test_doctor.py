@@ -1,6 +1,9 @@
 """policy-split doctor: what is there, what is missing, what is broken, and kernels that compute wrongly."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -25,21 +28,19 @@ def test_what_is_there(capsys):
 
 
 @pytest.mark.parametrize(
-    ("module", "error", "status", "said", "code"),
+    ("module", "error", "status", "said"),
     [
-        (
-            "trl",
-            ModuleNotFoundError("No module named 'trl'", name="trl"),
-            "missing",
-            "pip install policy-split[trl]",
-            0,
-        ),
-        ("trl", ModuleNotFoundError("No module named 'x'", name="x"), "wrong", "No module named 'x'", 1),
-        ("matplotlib", RuntimeError("of another NumPy"), "wrong", "RuntimeError: of another NumPy", 1),
-        ("datasets", ModuleNotFoundError("", name="datasets"), "wrong", "reinstall policy-split", 1),
+        ("trl", ModuleNotFoundError("No module named 'trl'", name="trl"), "missing", "pip install 'policy-split[trl]'"),
+        ("flash_attn", ModuleNotFoundError("", name="flash_attn"), "missing", "[flash-attn]' --no-build-isolation"),
+        ("peft", ModuleNotFoundError("", name="peft"), "missing", "no LoRA; pip install peft"),
+        ("trl", ModuleNotFoundError("No module named 'x'", name="x"), "wrong", "No module named 'x'"),
+        ("matplotlib", RuntimeError("of another\nNumPy"), "wrong", "RuntimeError: of another NumPy"),
+        ("scipy", SystemExit(3), "wrong", "SystemExit: 3"),
+        ("datasets", ModuleNotFoundError("", name="datasets"), "wrong", "reinstall policy-split"),
     ],
 )
-def test_packages_that_are_missing_or_broken(monkeypatch, capsys, module, error, status, said, code):
+def test_packages_that_are_missing_or_broken(monkeypatch, capsys, module, error, status, said):
+    """They are told of; the exit code is that of the kernels."""
     original = doctor.importlib.import_module
 
     def imported(name, *more):
@@ -48,7 +49,7 @@ def test_packages_that_are_missing_or_broken(monkeypatch, capsys, module, error,
         return original(name, *more)
 
     monkeypatch.setattr(doctor.importlib, "import_module", imported)
-    row = findings(capsys, code)[module]
+    row = findings(capsys)[module.replace("_", "-")]
     assert row["status"] == status
     assert said in row["found"]
 
@@ -59,6 +60,40 @@ def test_without_the_native_library(monkeypatch, capsys):
     assert found["native library"]["status"] == "missing"
     assert "many times slower" in found["native library"]["found"]
     assert found["kernels on cpu"]["status"] == "ok"  # by plain PyTorch
+    assert "kernels on cpu, native" not in found
+
+
+def broken(tmp_path, **environment):
+    """(exit code, findings, stderr) of the command where transformers prints and raises."""
+    (tmp_path / "transformers").mkdir(exist_ok=True)
+    (tmp_path / "transformers" / "__init__.py").write_text("print('noise')\nraise RuntimeError('of another torch')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-m", "policy_split.cli", "doctor", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return done.returncode, {row["name"]: row for row in json.loads(done.stdout)}, done.stderr
+
+
+def test_the_command_runs_where_transformers_is_broken(tmp_path):
+    """And with the native library switched off, Triton in its interpreter: every backend is tried all the same."""
+    code, found, said = broken(tmp_path, POLICY_SPLIT_BACKEND="torch", TRITON_INTERPRET="1")
+    assert code == 0, said
+    assert "Traceback" not in said
+    assert found["transformers"]["status"] == "wrong"
+    assert "RuntimeError: of another torch" in found["transformers"]["found"]
+    assert "not used: POLICY_SPLIT_BACKEND=torch" in found["native library"]["found"]
+    assert "TRITON_INTERPRET=1" in found["triton's interpreter"]["found"]
+    assert "(backend torch)" in found["kernels on cpu"]["found"]
+    tried = {name for name in found if name.startswith("kernels on cpu, ")}
+    assert tried == {f"kernels on cpu, {backend}" for backend in ("torch", "native", "triton")}
+
+
+def test_a_backend_that_is_none(monkeypatch, capsys):
+    monkeypatch.setenv("POLICY_SPLIT_BACKEND", "fly")
+    monkeypatch.setattr(doctor.backends, "_chosen", None)
+    found = findings(capsys, 1)
+    assert "unknown backend 'fly'" in found["kernels on cpu"]["found"]
+    assert found["kernels on cpu, torch"]["status"] == "ok"
+    assert doctor.backends._chosen is None
 
 
 def test_kernels_that_are_wrong(monkeypatch, capsys):

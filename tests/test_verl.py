@@ -1,17 +1,24 @@
 """Policy Split on verl: rows and advantages by keys; where verl is installed, its registries, agent loop and config."""
 
 import asyncio
+import importlib
+import inspect
+import math
+import os
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 
-from policy_split import dual_mode_advantages, dual_mode_loss
+from policy_split import dual_mode_advantages, dual_mode_loss, extras
 from policy_split.integrations.verl_rows import order_of, place_of, policy_split_advantages
+from policy_split.modes import encode_prompt
 
-# verl's packages warn when they are imported
-pytestmark = pytest.mark.filterwarnings("ignore")
 CONFIG = Path(__file__).parents[1] / "examples" / "verl"
 # two questions, two responses of each mode, in no order
 KEYS = [f"{uid}_{session}_{index}" for index in (1, 0) for session in (2, 0, 3, 1) for uid in ("q_1", "q_2")]
@@ -55,21 +62,38 @@ def test_unfit_rows():
         order_of(["q"], 2)
 
 
+@pytest.mark.parametrize("module", ["verl", "verl_kernels"])
+def test_without_verl(monkeypatch, module):
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, f"policy_split.integrations.{module}", raising=False)
+    with pytest.raises(ImportError, match=r"needs the package verl: pip install policy-split\[verl\]"):
+        importlib.import_module(f"policy_split.integrations.{module}")
+
+
 @pytest.fixture(scope="module")
 def ours():
-    pytest.importorskip("verl", reason="verl is not installed", exc_type=ImportError)
-    from policy_split.integrations import verl
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # verl's packages warn when they are imported
+        pytest.importorskip("verl", reason="verl is not installed", exc_type=ImportError)
+        from verl.trainer.ppo.v1 import agent_loop_tq, trainer_sync  # noqa: F401
+        from verl.workers.utils import padding  # noqa: F401
 
+        from policy_split.integrations import verl
     return verl
 
 
-def configuration(**algorithm):
-    settings = {"use_kl_in_reward": False, "policy_split": algorithm}
-    rollout = SimpleNamespace(n=4)
-    return SimpleNamespace(
-        algorithm=SimpleNamespace(get=settings.get, use_kl_in_reward=False),
-        actor_rollout_ref=SimpleNamespace(rollout=rollout),
-    )
+def composed(*overrides):
+    hydra = pytest.importorskip("hydra")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # hydra calls what omegaconf 2.4 has deprecated
+        with hydra.initialize_config_dir(str(CONFIG), version_base=None):
+            return hydra.compose("policy_split", list(overrides))
+
+
+def configuration(**settings):
+    """Four responses to a question."""
+    settings = [f"algorithm.policy_split.{name}={value}" for name, value in settings.items()]
+    return composed("data.train_files=x", "actor_rollout_ref.rollout.n=4", *settings)
 
 
 def test_registries(ours):
@@ -102,47 +126,132 @@ def test_loss_is_ours(ours):
     assert 0 < metrics["actor/pg_clipfrac"] < 1
 
 
-def test_agent_loop_answers_once_and_returns_both_prompts(ours, monkeypatch):
-    from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
+class Engine:
+    """Answers with an end of sequence that decoding would lose."""
 
-    asked = []
+    def __init__(self, **fields):
+        self.asked, self.fields = [], fields
 
-    async def run(self, sampling_params, **kwargs):
-        asked.append(kwargs["raw_prompt"])
-        return AgentLoopOutput(
-            prompt_ids=await self.ct_build_initial_tokens(kwargs["raw_prompt"]),
-            response_ids=[7, 8],
-            response_mask=[1, 1],
-            response_logprobs=[-0.5, -0.25],
-            metrics=AgentLoopMetrics(),
-            extra_fields={"turn_scores": []},
-        )
+    async def generate(self, prompt_ids, **kwargs):
+        from verl.workers.rollout.replica import TokenOutput
 
-    async def build(self, messages):
-        return [len(message["content"]) for message in messages]
+        self.asked.append(list(prompt_ids))
+        answer = [10 + len(self.asked) % 4, 11, 2]
+        return TokenOutput(token_ids=answer, log_probs=[-0.5] * 3, **self.fields)
 
-    monkeypatch.setattr(ours.SingleTurnAgentLoop, "run", run)
-    monkeypatch.setattr(ours.PolicySplitAgentLoop, "ct_build_initial_tokens", build, raising=False)
-    loop = object.__new__(ours.PolicySplitAgentLoop)
-    loop.system_prompts, loop.rollout_config = (None, "explore"), SimpleNamespace(n=4)
-    question = [{"role": "user", "content": "3 + 4"}]
-    prompts = {"normal": [5], "high": [7, 5]}
-    for session, (own, other) in enumerate([("normal", "high")] * 2 + [("high", "normal")] * 2):
-        twin, written = asyncio.run(loop.run({}, raw_prompt=question, session_id=session, uid="q"))
-        assert (written.prompt_ids, twin.prompt_ids) == (prompts[own], prompts[other])
-        assert twin.response_ids == written.response_ids == [7, 8]
-        assert twin.response_mask == written.response_mask == [1, 1]
-    assert [len(messages) for messages in asked] == [1, 1, 2, 2]
-    assert question == [{"role": "user", "content": "3 + 4"}]
+
+class Grader:
+    def __init__(self):
+        self.compute_score, self.calls = SimpleNamespace(remote=self.score), 0
+
+    async def score(self, data):
+        self.calls += 1
+        return {"reward_score": float(self.calls), "reward_extra_info": {"acc": 1}}
+
+
+@pytest.fixture
+def worker(ours, monkeypatch):
+    """verl's own worker of the agent loops, without Ray: an engine, a grader and a queue of this file."""
+    from verl.trainer.ppo.v1 import agent_loop_tq
+
+    queue = {}
+
+    async def put(keys, fields, tags, partition_id):
+        queue.update(zip(keys, fields, strict=True))
+
+    async def put_status(key, partition_id, tag):
+        queue["status"] = tag["status"]
+
+    monkeypatch.setattr(agent_loop_tq.tq, "async_kv_batch_put", put)
+    monkeypatch.setattr(agent_loop_tq.tq, "async_kv_put", put_status)
+    made = object.__new__(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class)
+    made.config, made.queue = configuration(high_entropy_prompt="explore"), queue
+    made.llm_client, made.tokenizer = Engine(), tiny.tokenizer(chat=True)
+    made.processor = made.hf_model_type = made.dataset_cls = None
+    made.tools, made.mm_processor_kwargs, made.distillation_enabled = [], {}, False
+    made.reward_loop_worker_handles = [Grader()]
+    return made
+
+
+def answers(worker, **prompt):
+    """The queue after a question."""
+    question = {"uid": "q", "raw_prompt": [{"role": "user", "content": "1 2 3"}], "agent_name": "policy_split"}
+    trajectory = {"step": 1, "sample_index": 0, "rollout_n": 0, "validate": False}
+    asyncio.run(worker._run_prompt(question | {"global_steps": 1} | prompt, {}, trajectory=trajectory))
+    return worker.queue
+
+
+def test_each_response_is_asked_once_and_stands_behind_both_prompts(worker):
+    queue = answers(worker)
+    assert queue.pop("status") == "finished"
+    prompts = [encode_prompt(worker.tokenizer, "1 2 3", system) for system in (None, "explore")]
+    assert prompts[0] != prompts[1]
+    assert worker.llm_client.asked == [prompts[0]] * 2 + [prompts[1]] * 2
+    assert worker.reward_loop_worker_handles[0].calls == 4
+    assert sorted(queue) == [f"q_{session}_{index}" for session in range(4) for index in (0, 1)]
+    for session in range(4):
+        mode = session // 2
+        twin, own = queue[f"q_{session}_0"], queue[f"q_{session}_1"]
+        for row, prompt in ((own, prompts[mode]), (twin, prompts[1 - mode])):
+            assert row["prompts"].tolist() == prompt
+            assert row["input_ids"].tolist() == prompt + own["responses"].tolist()
+            assert row["position_ids"].tolist() == list(range(len(prompt) + 3))
+            assert row["response_mask"].tolist() == row["loss_mask"].tolist() == [1, 1, 1]
+            assert row["rm_scores"].tolist() == own["rm_scores"].tolist() != [0, 0, 0]
+        assert twin["responses"].tolist() == own["responses"].tolist()
+        assert own["responses"].tolist()[1:] == [11, 2]
+
+
+def test_questions_that_cannot_be_shared(ours, worker, caplog):
+    worker.config.actor_rollout_ref.rollout.prompt_length = 5  # of the plain prompt, not of the other
+    assert answers(worker)["status"] == "failure"
+    assert "a prompt has 7 tokens with its system prompt, more than data.max_prompt_length=5" in caplog.text
+    worker.config.actor_rollout_ref.rollout.prompt_length = 512
+    worker.llm_client = Engine(routed_experts=[[[0]]])
+    assert answers(worker)["status"] == "failure"
+    assert "set rollout.enable_rollout_routing_replay=False" in caplog.text
+    with pytest.raises(ValueError, match=r"trainer\.use_v1=True"):
+        asyncio.run(object.__new__(ours.PolicySplitAgentLoop).run({}, raw_prompt=[]))
+
+
+@pytest.mark.parametrize(
+    ("override", "error"),
+    [
+        ("actor_rollout_ref.rollout.n=5", r"rollout\.n=5 must be even"),
+        ("algorithm.rollout_correction.bypass_mode=true", r"bypass_mode=True reads the engine's log-probs"),
+        ("algorithm.rollout_correction.rollout_is=token", r"rollout_is=token reads the engine's log-probs"),
+        ("algorithm.rollout_correction.rollout_rs=token_k1", r"rollout_rs=token_k1 reads the engine's log-probs"),
+    ],
+)
+def test_unfit_configurations(ours, override, error):
+    with pytest.raises(ValueError, match=error):
+        ours.check_configuration(composed("data.train_files=x", override))
+
+
+def test_the_trainer_is_synchronous_and_updates_as_often_as_without_sharing(ours, monkeypatch):
+    from verl.trainer.ppo.v1 import get_trainer_cls, trainer_sync
+
+    def init(self, config):
+        self.config, self.use_critic, self.global_steps = config, False, 1
+
+    monkeypatch.setattr(trainer_sync.PPOTrainerSync, "__init__", init)
+    batch = ["data.train_batch_size=6", "actor_rollout_ref.actor.ppo_mini_batch_size=3"]
+    config = composed("data.train_files=x", "actor_rollout_ref.rollout.n=4", *batch)
+    trainer = get_trainer_cls("policy_split")(config)
+    assert isinstance(trainer, trainer_sync.PPOTrainerSync)
+    assert config.trainer.v1.trainer_mode == "sync"
+    # 6 questions have 6 * 4 * 2 rows: two updates
+    assert trainer._get_required_batch_multiple(dp_size=2) == 6 * 4 * 2 / 2
 
 
 def test_advantages_through_the_queue(ours):
-    """Nested fields of TransferQueue's form, by a stand-in; rows that fill up the batch are left alone."""
+    """Nested fields of TransferQueue's form, by a stand-in; padding and incomplete questions are left alone."""
     from tensordict import TensorDict
     from verl.workers.utils.padding import response_to_nested
 
     rewards, logprobs, mask = rows()
-    keys = [*KEYS, "pad_0_0"]
+    failed = [f"q_3_{session}_{index}" for session in (0, 1, 3) for index in (0, 1)]
+    keys = [*KEYS[:3], "pad_0_0", *failed, *KEYS[3:]]
     lengths = mask.sum(1).tolist()
 
     def nested(x):
@@ -159,18 +268,46 @@ def test_advantages_through_the_queue(ours):
                 "response_mask": nested(mask.long()),
                 "rm_scores": nested(scores),
                 "old_log_probs": nested(logprobs),
+                "entropy": nested(-2 * logprobs),
             }
             return TensorDict({name: fields[name] for name in select_fields}, batch_size=len(keys))
 
         def kv_batch_put(self, keys, partition_id, fields):
             put.update(keys=keys, fields=fields)
 
-    batch = SimpleNamespace(keys=keys, tags=[{}] * len(KEYS) + [{"is_padding": True}], partition_id="train")
-    ours.advantages_of_queue(Queue(), batch, configuration(eta=0.5, clamp="code"), response_to_nested)
+    tags = [{"is_padding": key.startswith("pad")} for key in keys]
+    batch = SimpleNamespace(keys=keys, tags=tags, partition_id="train")
+    config = configuration(eta=0.5, clamp="code")
+    metrics = ours.advantages_of_queue(Queue(), batch, config, response_to_nested)
+    assert metrics["policy_split/incomplete_frac"] == pytest.approx(6 / 22)
+    literal = ours.mode_metrics(KEYS, rewards, logprobs, mask, -2 * logprobs, num_sessions=4, eta=0.5, clamp="code")
+    assert {name: metrics[name] for name in literal} == pytest.approx(literal)
     expected = policy_split_advantages(KEYS, rewards, logprobs, mask, num_sessions=4, eta=0.5, clamp="code")
     assert put["keys"] == KEYS
     for row, found in enumerate(put["fields"]["advantages"].unbind()):
         torch.testing.assert_close(found, expected[row, : lengths[row]])
+    batch.keys, batch.tags = failed, [{}] * 6
+    with pytest.raises(ValueError, match=r"question q_3 has 6 rows, expected 4 responses under both prompts"):
+        ours.advantages_of_queue(Queue(), batch, config, response_to_nested)
+
+
+def test_metrics_of_the_modes(ours):
+    rewards, logprobs, mask = rows()
+    found = ours.mode_metrics(KEYS, rewards, logprobs, mask, -2 * logprobs, num_sessions=4)
+    tokens = {key: [x for x, valid in zip(logprobs[row].tolist(), mask[row], strict=True) if valid]
+              for row, key in enumerate(KEYS)}  # fmt: skip
+    for name, sessions in (("normal", (0, 1)), ("high_entropy", (2, 3))):
+        keys = [f"{uid}_{session}_1" for uid in ("q_1", "q_2") for session in sessions]
+        values = [x for key in keys for x in tokens[key]]
+        assert found[f"{name}/reward"] == sum(float(rewards[KEYS.index(key)]) for key in keys) / 4
+        assert found[f"{name}/completions/mean_length"] == len(values) / 4
+        assert found[f"{name}/entropy"] == pytest.approx(-2 * sum(values) / len(values))
+        gaps = [y - x for key in keys for x, y in zip(tokens[key], tokens[key[:-1] + "0"], strict=True)]
+        kl = "kl_normal_high" if name == "normal" else "kl_high_normal"
+        expected = sum(math.exp(gap) - 1 - gap for gap in gaps) / len(gaps)
+        assert found[f"policy_split/{kl}"] == pytest.approx(expected)
+    assert found["policy_split/bonus_dead_frac"] == 0  # both questions have right and wrong responses
+    assert 0 < found["policy_split/bonus_clamped_frac"] < 1
 
 
 def test_fused_kernels(ours, monkeypatch):
@@ -195,10 +332,8 @@ def test_fused_kernels(ours, monkeypatch):
 
 
 def test_configuration(ours):
-    """The overrides compose over verl's own configuration."""
-    hydra = pytest.importorskip("hydra")
-    with hydra.initialize_config_dir(str(CONFIG), version_base=None):
-        config = hydra.compose("policy_split", ["data.train_files=x", "algorithm.policy_split.eta=0.1"])
+    """The overrides compose over verl's own configuration, and hold every setting at its default."""
+    config = composed("data.train_files=x")
     assert config.trainer.v1.trainer_mode == config.algorithm.adv_estimator == "policy_split"
     assert config.actor_rollout_ref.actor.policy_loss.loss_mode == "policy_split"
     assert config.actor_rollout_ref.rollout.agent.default_agent_loop == "policy_split"
@@ -206,6 +341,39 @@ def test_configuration(ours):
     prompts, options = ours.settings_of(config)
     assert prompts[0] is None
     assert "high entropy" in prompts[1]
+    parameters = inspect.signature(dual_mode_advantages).parameters
+    tensors = {"surprise", "divergence"}
+    assert options == {k: p.default for k, p in parameters.items() if p.default is not p.empty and k not in tensors}
+    prompts, options = ours.settings_of(configuration(normal_prompt="plain", high_entropy_prompt="explore", eta=0.1))
+    assert prompts == ("plain", "explore")
     assert options["eta"] == 0.1
     rewards, logprobs, mask = rows()
     assert policy_split_advantages(KEYS, rewards, logprobs, mask, num_sessions=4, **options).any()
+
+
+def test_launch_script(ours, tmp_path):
+    """What run.sh says to verl passes verl's own validation, and its environment registers our names."""
+    from verl.utils.config import validate_config
+
+    stand_in = tmp_path / "python"
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$VERL_USE_EXTERNAL_MODULES" "$@"\n')
+    stand_in.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", CONFIG / "run.sh", "/data", "/model", "algorithm.policy_split.eta=0.1"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    modules, *arguments = said
+    assert arguments[:2] == ["-m", "verl.trainer.main_ppo"]
+    assert {f"--config-path={CONFIG}", "--config-name=policy_split"} <= set(arguments)
+    config = composed(*(argument for argument in arguments[2:] if not argument.startswith("--")))
+    assert config.algorithm.policy_split.eta == 0.1
+    validate_config(config, use_reference_policy=False, use_critic=False)
+    ours.check_configuration(config)
+    code = (
+        "import verl; from verl.trainer.ppo.core_algos import get_policy_loss_fn as loss;"
+        "from verl.trainer.ppo.v1 import get_trainer_cls as trainer;"
+        "print(loss('policy_split').__module__, trainer('policy_split').__module__)"
+    )
+    process = [sys.executable, "-W", "ignore", "-c", code]
+    environment = os.environ | {"VERL_USE_EXTERNAL_MODULES": modules, "OMP_NUM_THREADS": "1"}
+    out = subprocess.run(process, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert out.split()[-2:] == ["policy_split.integrations.verl"] * 2

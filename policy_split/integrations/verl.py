@@ -7,24 +7,33 @@ imports this module in every process, which registers under the name `policy_spl
 - an agent loop: half of a question's rollout.n sessions ask behind the high-entropy system prompt, and each returns its
   response twice, behind the other mode's prompt and behind its own, by token ids. verl grades the second and gives the
   first the same score;
-- a trainer (`trainer.v1.trainer_mode`): the synchronous one, whose advantages are those of `dual_mode_advantages`;
+- a trainer (`trainer.v1.trainer_mode`): the synchronous one, whose advantages are those of `dual_mode_advantages`, with
+  twice the rows in a mini-batch, so that sharing does not change the number of updates, and metrics of each mode;
 - an advantage estimator, correctness alone, whose place the trainer's advantages then take, and a policy loss, verl's
   clipped one, for configurations that name both.
 
+The sharing is in the agent loop, not in the data or the trainer: verl's queue takes several rows of a session, grades
+them once and computes old log-probs of all, and the response's token ids are at hand there.
+
 Settings are those of `dual_mode_advantages` and the two prompts, under `algorithm.policy_split`; see examples/verl.
-Run on a CPU: the agent loop, the advantages and the registries, with a stand-in for TransferQueue. Not run yet: Ray,
-rollout engines, GPUs. Source: arXiv 2604.11510.
+Run on a CPU: verl's worker of agent loops (with an engine, a grader and a queue of the tests), advantages, registries,
+loss, LM head, and the launch script up to verl's validation. Not run yet: Ray, rollout engines, GPUs.
+Source: arXiv 2604.11510.
 """
 
 import importlib.util
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ..advantages import bonus_statistics
 from ..extras import check_extra
-from ..modes import HIGH_ENTROPY, HIGH_ENTROPY_PROMPT, MODES, NORMAL, with_system_prompt
-from .verl_rows import policy_split_advantages
+from ..metrics import k3, means, sum_and_count
+from ..modes import HIGH_ENTROPY, HIGH_ENTROPY_PROMPT, MODE_NAMES, MODES, NORMAL, with_system_prompt
+from .interleaved import blocks_of
+from .verl_rows import order_of, place_of, policy_split_advantages
 
 check_extra("verl", "policy_split.integrations.verl")
 
@@ -41,34 +50,64 @@ def settings_of(config: Any) -> tuple[tuple[str | None, str | None], dict[str, A
     """(system prompts by mode, options of `dual_mode_advantages`) of a verl configuration's algorithm.policy_split."""
     given: Mapping[str, Any] = config.algorithm.get(NAME) or {}
     options = {name: value for name, value in given.items() if name not in PROMPTS}
-    return (given.get(PROMPTS[0]), given.get(PROMPTS[1], HIGH_ENTROPY_PROMPT)), options
+    normal, high_entropy = (given.get(name) for name in PROMPTS)
+    return (normal, high_entropy or HIGH_ENTROPY_PROMPT), options
+
+
+def check_configuration(config: Any) -> None:
+    """ValueError, saying what to set, for what would be silently wrong with rows behind another prompt."""
+    n = config.actor_rollout_ref.rollout.n
+    if n < 2 or n % 2:
+        raise ValueError(f"actor_rollout_ref.rollout.n={n} must be even: half of the responses for each mode")
+    correction = config.algorithm.get("rollout_correction") or {}
+    for name in ("bypass_mode", "rollout_is", "rollout_rs"):
+        if correction.get(name):
+            raise ValueError(
+                f"algorithm.rollout_correction.{name}={correction.get(name)} reads the engine's log-probs, which are "
+                f"those of the prompt that wrote the response and not of its other prompt: leave it out"
+            )
 
 
 @register(NAME)
 class PolicySplitAgentLoop(SingleTurnAgentLoop):
     """One turn of one mode: session i of the 2n = rollout.n of a question is of the normal mode for i < n.
 
-    An evaluation with val_kwargs.n up to n asks the normal mode. ValueError for an odd rollout.n and for images.
+    An evaluation with val_kwargs.n up to n asks the normal mode. ValueError for an odd rollout.n, images, recorded
+    routes of experts, a prompt longer than data.max_prompt_length with its system prompt, and verl's older trainer.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        check_configuration(self.config)
         self.system_prompts, _ = settings_of(self.config)
-        if self.rollout_config.n % 2:
-            raise ValueError(f"rollout.n={self.rollout_config.n} must be even: half of the responses for each mode")
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> Any:
         """[twin, own], of one response: the outputs that verl puts into its queue."""
+        if "session_id" not in kwargs:
+            raise ValueError("Policy Split needs the number of a session, which trainer.use_v1=True gives: set it")
         mode = MODES[kwargs["session_id"] * len(MODES) // self.rollout_config.n % len(MODES)]
         messages = list(kwargs["raw_prompt"])
         asked = [with_system_prompt(messages, prompt) for prompt in self.system_prompts]
         own = await super().run(sampling_params, **{**kwargs, "raw_prompt": asked[mode]})
         if own.multi_modal_data:
             raise ValueError("Policy Split asks about text alone; the dataset has images, videos or audio")
+        if own.routed_experts is not None:
+            raise ValueError(
+                "the engine's routes are of the writer's prompt: set rollout.enable_rollout_routing_replay=False"
+            )
         other = HIGH_ENTROPY if mode == NORMAL else NORMAL
         twin = own.model_copy(deep=True)
         twin.prompt_ids = list(await self.ct_build_initial_tokens(asked[other]))
         return [twin, own]
+
+    def _cap_text_prompt_length(self, prompt_ids: list[int]) -> list[int]:
+        longest = self.rollout_config.prompt_length
+        if len(prompt_ids) > longest:  # verl cuts on the left, where the system prompt stands
+            raise ValueError(
+                f"a prompt has {len(prompt_ids)} tokens with its system prompt, more than data.max_prompt_length="
+                f"{longest}: raise that by the length of the system prompt"
+            )
+        return prompt_ids
 
 
 @core_algos.register_adv_est(NAME)
@@ -85,28 +124,69 @@ def policy_loss(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, dict[str, Any]
     return core_algos.compute_policy_loss_vanilla(*args, **kwargs)
 
 
-def advantages_of_queue(queue: Any, batch: Any, config: Any, to_nested: Any) -> None:
-    """Read scores and old log-probs of the batch's rows from the queue, and put back the advantages.
+def mode_metrics(
+    keys: Sequence[str],
+    rewards: torch.Tensor,  # (B,) of each row's response; those of twins are not read
+    logprobs: torch.Tensor,  # (B, T) old log-probs, nats
+    mask: torch.Tensor,  # (B, T)
+    entropy: torch.Tensor,  # (B, T) nats
+    *,
+    num_sessions: int,
+    **options: Any,
+) -> dict[str, float]:
+    """Reward, length, entropy of each mode's own responses, both KLs between the modes, and what the clamp took away.
 
-    Rows that verl has added to fill up the batch keep what they have.
+    The KLs are k3 estimates over the first-named mode's responses, nats. Names are those of our own trainer's log.
     """
-    rows = [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding")]
-    keys = [batch.keys[row] for row in rows]
+    own, twin = order_of(keys, num_sessions)
+    n = num_sessions // 2
+    rewards, mask = blocks_of(rewards[own], rewards[own], n), blocks_of(mask[own], mask[twin], n) != 0
+    logprobs, entropy = (blocks_of(x[own], x[twin], n) for x in (logprobs, entropy))
+    counts = {"num_prompts": len(own) // num_sessions, "num_generations": n}
+    clamped, dead = bonus_statistics(rewards, logprobs, mask, **counts, **options)
+    sums = {"bonus_clamped_frac": sum_and_count(clamped[None]), "bonus_dead_frac": sum_and_count(dead[None])}
+    rewards, logprobs, mask, entropy = (x.chunk(4) for x in (rewards, logprobs, mask, entropy))
+    for mode, name in ((NORMAL, "kl_normal_high"), (HIGH_ENTROPY, "kl_high_normal")):
+        sums[name] = sum_and_count(k3(logprobs[mode], logprobs[3 - mode])[mask[mode]])  # block 3 - k: the twins
+    sums = {f"{NAME}/{name}": value for name, value in sums.items()}
+    for mode in MODES:
+        of_mode = {
+            "reward": rewards[mode],
+            "entropy": entropy[mode][mask[mode]],
+            "completions/mean_length": mask[mode].sum(1),
+        }
+        sums |= {f"{MODE_NAMES[mode]}/{name}": sum_and_count(value) for name, value in of_mode.items()}
+    return means(sums)
+
+
+def whole_questions(keys: Sequence[str], num_sessions: int) -> list[str]:
+    """The keys of questions that have all their rows; ValueError, saying what is missing, where none has."""
+    rows = Counter(place_of(key).uid for key in keys)
+    whole = [key for key in keys if rows[place_of(key).uid] == len(MODES) * num_sessions]
+    if not whole:
+        order_of(keys, num_sessions)
+    return whole
+
+
+def advantages_of_queue(queue: Any, batch: Any, config: Any, to_nested: Any) -> dict[str, float]:
+    """Read scores and old log-probs of the batch's rows from the queue, put back the advantages, return the metrics.
+
+    Rows that verl has added to fill up the batch keep what they have, and so do those of questions of which a session
+    has failed: verl's advantage of correctness. ValueError if every question is one of those.
+    """
+    rows = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding")]
+    sessions = config.actor_rollout_ref.rollout.n
+    keys = whole_questions(rows, sessions)
     place = {"keys": keys, "partition_id": batch.partition_id}
     scores = "token_level_rewards" if config.algorithm.use_kl_in_reward else "rm_scores"
-    fields = queue.kv_batch_get(select_fields=["response_mask", scores, "old_log_probs"], **place)
+    fields = queue.kv_batch_get(select_fields=["response_mask", scores, "old_log_probs", "entropy"], **place)
     padded = fields.to_padded_tensor()
-    _, options = settings_of(config)
-    advantages = policy_split_advantages(
-        keys,
-        padded[scores].sum(-1),
-        padded["old_log_probs"],
-        padded["response_mask"],
-        num_sessions=config.actor_rollout_ref.rollout.n,
-        **options,
-    )
-    nested = to_nested(advantages, fields["response_mask"])
+    arguments = keys, padded[scores].sum(-1), padded["old_log_probs"], padded["response_mask"]
+    options = {"num_sessions": sessions, **settings_of(config)[1]}
+    nested = to_nested(policy_split_advantages(*arguments, **options), fields["response_mask"])
     queue.kv_batch_put(fields=TensorDict({"advantages": nested, "returns": nested}, batch_size=len(keys)), **place)
+    left_out = {f"{NAME}/incomplete_frac": 1 - len(keys) / len(rows)}
+    return mode_metrics(*arguments, padded["entropy"], **options) | left_out
 
 
 def register_trainer() -> type:
@@ -116,12 +196,15 @@ def register_trainer() -> type:
     @trainer_base.register_trainer(NAME)
     class PolicySplitTrainer(trainer_sync.PPOTrainerSync):
         def __init__(self, config: Any):
+            check_configuration(config)
             config.trainer.v1.trainer_mode = "sync"  # verl takes every other name for an asynchronous trainer
+            # counted in questions of rollout.n rows; ours have twice as many, and the number of updates is to stay
+            config.actor_rollout_ref.actor.ppo_mini_batch_size *= len(MODES)
             super().__init__(config)
 
         def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
             batch = super()._compute_advantage(batch, metrics)
-            advantages_of_queue(trainer_base.tq, batch, self.config, trainer_base.response_to_nested)
+            metrics.update(advantages_of_queue(trainer_base.tq, batch, self.config, trainer_base.response_to_nested))
             return batch
 
     return PolicySplitTrainer
