@@ -91,13 +91,16 @@ def train(arguments: list[str]) -> int:
 
 
 def train_countdown(config: "PolicySplitConfig", size: "CountdownSize", chosen: argparse.Namespace) -> int:
+    from accelerate import PartialState
+
     from . import countdown_job
 
     given = [name for name in ("dataset", "eval_dataset", "reward") if getattr(chosen, name)]
     if given:
         raise ValueError(f"--{given[0]} needs --model; without it the built-in Countdown task is trained")
     results = countdown_job.run_countdown(config, size, resume=chosen.resume)
-    print(f"\n{countdown_job.report(results)}\n\nresults: {Path(config.output_dir).absolute()}")
+    said = f"\n{countdown_job.report(results)}\n\nresults: {Path(config.output_dir).absolute()}"
+    PartialState().on_main_process(print)(said)
     return 0
 
 
@@ -122,7 +125,7 @@ def train_model(config: "PolicySplitConfig", chosen: argparse.Namespace) -> int:
         config.overwrite_output_dir = True
     trainer = PolicySplitTrainer(chosen.model, None, reward, dataset, config, eval_dataset=evaluated)
     trainer.train(resume_from_checkpoint=chosen.resume and not starts_over)
-    print(f"results: {Path(config.output_dir).absolute()}")
+    trainer.accelerator.print(f"results: {Path(config.output_dir).absolute()}")
     return 0
 
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from .checkpoints import stopped_before_first
 from .config import PolicySplitConfig
 from .countdown import canonical, countdown_reward, warm_start_examples
 from .countdown_sizes import SIZES, CountdownSize, load_size, save_size
-from .evaluate import KL_TITLES, evaluate_modes, format_table
+from .evaluate import KL_TITLES, format_table
 from .modes import encode_prompt
 from .trainer import PolicySplitTrainer
 from .warm_start import Example, warm_start
@@ -28,7 +29,8 @@ def run_countdown(
 
     config: such as PolicySplitConfig(**size.settings, output_dir=...).
     resume: go on from the newest whole checkpoint in config.output_dir, with the first evaluation that before.json has
-    kept; a run that was stopped before its first checkpoint starts over. Raises what `PolicySplitTrainer` raises, and
+    kept; a run that was stopped before its first checkpoint starts over. Of several processes each makes the warm
+    start, evaluates its share of the questions, and the first writes. Raises what `PolicySplitTrainer` raises, and
     ValueError for a run of another size.
     """
     started = time.perf_counter()
@@ -42,21 +44,23 @@ def run_countdown(
     held_out = size.task.dataset(size.held_out_questions, seed=config.seed, split="held_out")
     trainer = PolicySplitTrainer(model, tokenizer, countdown_reward, train, config)
 
-    output = Path(config.output_dir)
-    output.mkdir(parents=True, exist_ok=True)  # a run stopped in its warm start is found again by its folder
-    save_size(size, output)
-    measured = (model, tokenizer, held_out, countdown_reward, config)
+    output, first = Path(config.output_dir), trainer.accelerator.is_main_process
+    if first:
+        output.mkdir(parents=True, exist_ok=True)  # a run stopped in its warm start is found again by its folder
+        save_size(size, output)
     if resume:
         before = json.loads((output / BEFORE).read_text())
     else:
         examples = warm_start_examples(size.task, size.warm_start_examples, seed=config.seed)
-        warm_start_countdown(trainer.policy.bare, tokenizer, config, size, examples, seed=config.seed)
-        before = evaluate_modes(*measured, key=canonical)
-        replace_text(output / BEFORE, json.dumps(before, indent=1) + "\n")
+        shown = config if first else replace(config, disable_tqdm=True)
+        warm_start_countdown(trainer.policy.bare, tokenizer, shown, size, examples, seed=config.seed)
+        before = trainer.evaluate(held_out, key=canonical)
+        if first:
+            replace_text(output / BEFORE, json.dumps(before, indent=1) + "\n")
     warm = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
     trained = time.perf_counter()
-    after = evaluate_modes(*measured, key=canonical)
+    after = trainer.evaluate(held_out, key=canonical)
     results = {
         "algorithm": config.algorithm,
         "before": before,
@@ -67,8 +71,9 @@ def run_countdown(
             "evaluation": time.perf_counter() - trained,
         },
     }
-    replace_text(output / "results.json", json.dumps(results, indent=1) + "\n")
-    replace_text(output / "table.md", report(results) + "\n")
+    if first:
+        replace_text(output / "results.json", json.dumps(results, indent=1) + "\n")
+        replace_text(output / "table.md", report(results) + "\n")
     return results
 
 
