@@ -1,10 +1,12 @@
 """Run by test_distributed in each of two processes: DDP and FSDP2 against what one process made of the same batch."""
 
+import contextlib
+import io
 import json
 import os
 import sys
-from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import distributed_cases as cases
 import pytest
@@ -17,12 +19,15 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
+from policy_split import PolicySplitConfig, cli, countdown_job
+from policy_split.countdown import Countdown
+from policy_split.countdown_sizes import CountdownSize
 from policy_split.sharding import gathered
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 
 
-@contextmanager
+@contextlib.contextmanager
 def wrapped(kind):
     """What `accelerate launch` sets. accelerate shards on GPUs alone, so that it has to be told that these are some."""
     AcceleratorState._reset_state()
@@ -133,6 +138,34 @@ def check_precision(folder):
     assert {x.dtype for x in run.model.parameters()} == {torch.float32}
 
 
+def check_job(kind, folder):
+    """The built-in task: both evaluations are of all processes, and the first one writes and prints."""
+    task = Countdown(numbers=2, largest=9, largest_target=20, fewest_answers=1, test_share=0.2)
+    counts = {"train_questions": 40, "held_out_questions": 5, "warm_start_examples": 20, "warm_start_steps": 2}
+    size = CountdownSize(task, width=32, layers=1, **counts)
+    options = {"max_steps": 1, "save_steps": 0, "prompts_per_step": 2, "num_generations": 2, "use_cpu": True}
+    written, printed = [], io.StringIO()
+    with (
+        wrapped(kind),
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(io.StringIO()) as bars,
+    ):
+        replace_text = countdown_job.replace_text
+        patch.setattr(countdown_job, "replace_text", lambda *a: written.append(a[0].name) or replace_text(*a))
+        config = PolicySplitConfig(**size.settings | options, output_dir=str(folder / kind / "job"), disable_tqdm=False)
+        chosen = SimpleNamespace(dataset=None, eval_dataset=None, reward=None, resume=False)
+        assert cli.train_countdown(config, size, chosen) == 0
+        first = PartialState().is_main_process
+    assert written == (["before.json", "results.json", "table.md"] if first else [])
+    assert ("results: " in printed.getvalue()) == ("warm start" in bars.getvalue()) == first
+    dist.barrier()  # written by the first
+    results = json.loads((folder / kind / "job" / "results.json").read_text())
+    assert results["after"]["num_prompts"] == 5
+    questions = results["after"]["normal"]["best_of_n"] * 5
+    assert questions == pytest.approx(round(questions))  # every question counts once
+
+
 def check_errors(folder):
     with wrapped("fsdp2"):
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
@@ -155,6 +188,7 @@ def main(rank, processes, file):
     for kind in ("ddp", "fsdp2"):
         check_same_as_one_process(kind, folder)
         check_checkpoints(kind, folder)
+        check_job(kind, folder)
     check_sampling(folder)
     check_precision(folder)
     dist.barrier()
