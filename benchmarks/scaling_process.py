@@ -110,7 +110,7 @@ def measured(m: Model, folder: str) -> dict[str, float]:
         "step": statistics.median(steps[1:]),
         "generation": statistics.median(generation[1:]),
         "peak": status("VmHWM") - before,
-        "prompt": statistics.mean(rollout.prompt_lengths),
+        "prompt": max(rollout.prompt_lengths),
         "response": statistics.mean(rollout.completion_lengths),
     }
 
