@@ -18,8 +18,8 @@ from .markdown import table
 from .scaling_process import CHUNK_BYTES, SETTINGS, shape
 
 CHECKED = [(4, 256, 4096), (6, 384, 8192), (8, 512, 4096)]  # layers, width, vocabulary
-# glibc gives blocks of up to 32 MB from heaps that it does not hand back; with these each block above 256 KiB is mapped by
-# itself and handed back when it is freed, so that the peak is what was asked for. It makes steps slower: times go without.
+# glibc serves blocks of up to 32 MB from heaps that it keeps; with these each block above 256 KiB is mapped by itself
+# and handed back when it is freed, so that the peak is what was asked for. Steps are slower then: times go without.
 HANDED_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
 KINDS = {"one": Setup(), "ddp": Setup(ranks=2), "fsdp2": Setup(ranks=2, sharded=True)}
 
