@@ -111,6 +111,11 @@ def test_runs(tmp_path, questions, options):
     assert first["policy_split/kl_normal_high"] > 0
     assert 0 <= first["policy_split/bonus_dead_frac"] <= 1
     assert ("kl" in first) == ("beta" in options)
+    ratios = [f"{mode}/clip_ratio/{x}_mean" for mode in ("normal", "high_entropy") for x in ("low", "high", "region")]
+    lines = [line for line in run.state.log_history if "loss" in line]
+    assert all(0 <= line[name] <= 1 for line in lines for name in ratios)
+    if "num_iterations" in options:  # the second time the rows' ratios are not 1
+        assert any(lines[1][name] > 0 for name in ratios)
     after = run.model.state_dict()
     assert any(not torch.equal(after[name], value) for name, value in before.items())
     assert all(value.isfinite().all() for value in after.values())
@@ -189,6 +194,40 @@ def test_rows_advantages_and_loss(tmp_path, questions, estimator):
     gradients = [torch.autograd.grad(x, list(run.model.parameters()), allow_unused=True) for x in (loss, literal)]
     for theirs, literal in zip(*gradients, strict=True):
         torch.testing.assert_close(theirs, literal, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"importance_sampling_level": "sequence"}, {"delta": 1.3}, {"loss_type": "cispo", "epsilon_high": 1.1}],
+    ids=["token", "sequence", "delta", "cispo"],
+)
+def test_clip_ratios_of_each_mode(tmp_path, options):
+    """The counts are TRL's own, told apart by the mode of the row: a response stands once in each."""
+    run = trainer(tmp_path, per_device_train_batch_size=16, num_iterations=2, **options)
+    batch = batch_of(run)
+    normal = (batch["modes"] == NORMAL)[:, None].expand_as(batch["completion_ids"])
+    assert torch.equal(
+        batch["modes"], torch.tensor([0] * 4 + [1] * 4 + [0] * 4 + [1] * 4 + [1, 1, 1, 1, 0, 0, 0, 0] * 2)
+    )
+    moved = torch.linspace(-0.9, 0.9, len(normal))[:, None].expand(normal.shape)
+    batch["old_per_token_logps"] = batch["old_per_token_logps"] + torch.where(normal, 0, moved)
+    batch["advantages"] = torch.tensor([1.0, -1.0]).repeat(len(normal) // 2)[:, None].expand(normal.shape)
+    run._metrics["train"].clear()
+    run._compute_loss(run.model, batch)
+    whole, split = {}, {}
+    run.log(whole)
+    for mode in (NORMAL, HIGH_ENTROPY):  # a micro-batch may have rows of one mode alone
+        chosen = batch["modes"] == mode
+        run._compute_loss(run.model, {name: x[chosen] if x.dim() else x for name, x in batch.items()})
+    run.log(split)
+    names = ["low_mean", "high_mean", "region_mean"]
+    names = ["cispo_clip_ratio"] if "loss_type" in options else [f"clip_ratio/{name}" for name in names]
+    for name in names:
+        assert whole[f"normal/{name}"] == 0  # only the other mode has moved
+        assert whole[f"high_entropy/{name}"] == pytest.approx(2 * whole[name])
+        for mode in ("normal", "high_entropy"):
+            assert split[f"{mode}/{name}"] == pytest.approx(whole[f"{mode}/{name}"])
+    assert whole[names[-1]] > 0
 
 
 def test_half_of_the_generations_of_each_question(tmp_path, monkeypatch):

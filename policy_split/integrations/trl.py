@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..advantages import BonusStatistics, bonus_statistics, dual_mode_advantages
 from ..extras import check_extra
-from ..metrics import k3, means, sum_and_count
+from ..metrics import Sums, add_sums, k3, means, sum_and_count
 from ..modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL, with_system_prompt
 from .interleaved import blocks_of, modes_of_rows, rows_of
 
@@ -64,6 +64,8 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         self._row_modes: list[int] = []  # of the responses of this process
         self._twin_ids: list[list[int]] = []  # token ids of the same questions in the other mode
         self._rewards: Tensor | None = None  # (all processes' responses,)
+        self._logprobs: Tensor | None = None  # of the last rows that were scored
+        self._clip_sums: Sums = {}  # since the last line of the log
 
     def _num_generations(self) -> int:
         return self.num_generations if self.model.training else self.num_generations_eval
@@ -122,7 +124,9 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         scores = [self._scores(self.model, rows) for rows in (own, twin)]
         old, entropy = (torch.cat(x) for x in zip(*scores, strict=True))
         advantages = self._advantages(own["completion_mask"], old, entropy)
-        shared = {"advantages": advantages, "num_items_in_batch": output["num_items_in_batch"]}
+        modes = torch.tensor(self._row_modes, device=old.device)
+        modes = torch.cat((modes, torch.where(modes == NORMAL, HIGH_ENTROPY, NORMAL)))
+        shared = {"advantages": advantages, "modes": modes, "num_items_in_batch": output["num_items_in_batch"]}
         if "old_per_token_logps" in output:
             shared["old_per_token_logps"] = old
         if "ref_per_token_logps" in output:
@@ -157,6 +161,49 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             scores = self._get_per_token_logps_and_entropies(model, ids, mask, length, size, compute_entropy=True)
         return scores[0], scores[1]
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        scores = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._logprobs = scores[0].detach()
+        return scores
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss = super()._compute_loss(model, inputs)
+        if "modes" in inputs:
+            self._clip_sums = add_sums(self._clip_sums, self._clipped_of_modes(inputs, self._logprobs))
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self.model.training and self._clip_sums:
+            self._log_means(means(self._clip_sums, self.accelerator))
+            self._clip_sums = {}
+        super().log(logs, *args, **kwargs)
+
+    def _clipped_of_modes(self, inputs: Mapping[str, Tensor], logprobs: Tensor) -> Sums:
+        """TRL's clip ratios (`clip_ratio/...`, `cispo_clip_ratio`), each mode's under its own name: sums over tokens,
+        as a micro-batch need not have rows of both."""
+        mask, advantages = inputs["completion_mask"] != 0, inputs["advantages"]
+        log_ratio = logprobs - inputs.get("old_per_token_logps", logprobs)
+        if self.importance_sampling_level == "sequence":
+            log_ratio = ((log_ratio * mask).sum(1) / mask.sum(1).clamp(min=1))[:, None].expand_as(mask)
+        ratio = log_ratio.exp()
+        return {
+            f"{MODE_NAMES[mode]}/{name}": sum_and_count(clipped[mask & (inputs["modes"] == mode)[:, None]])
+            for name, clipped in self._clipped(ratio, advantages).items()
+            for mode in MODES
+        }
+
+    def _clipped(self, ratio: Tensor, advantages: Tensor) -> dict[str, Tensor]:
+        """Whose gradient the clip takes away, by TRL's names; nothing for a loss that does not clip."""
+        if self.loss_type == "sapo":
+            return {}
+        if self.loss_type == "cispo":
+            return {"cispo_clip_ratio": (ratio > self.epsilon_high) & (advantages > 0)}
+        if self.args.delta is not None:
+            ratio = ratio.clamp(max=self.args.delta)
+        low = (ratio < 1 - self.epsilon_low) & (advantages < 0)
+        high = (ratio > 1 + self.epsilon_high) & (advantages > 0)
+        return {"clip_ratio/low_mean": low, "clip_ratio/high_mean": high, "clip_ratio/region_mean": low | high}
 
     def _reference_logprobs(self, rows: Mapping[str, Tensor]) -> Tensor:
         """Those of the reference model; of a PEFT model, without its adapter or with the copy named "ref"."""
