@@ -3,6 +3,7 @@
 # make study-split                 the same after a short warm start, where the modes part
 # make study-full                  every algorithm and ablation: hours; it goes on where it was stopped
 # make test    the tests; make lint
+# make test-verl                   those of the frameworks beside verl, in an environment of its own: it holds transformers back
 # make check-packages              builds wheel and sdist and tries both in clean environments
 # make bench-cpu, make bench-gpu   against eager torch, torch.compile and the libraries that are there
 # make bench-scaling               the cost model of docs/scaling.md, against measured points
@@ -10,13 +11,14 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
+VERL_VENV ?= .venv-verl
 # Installed before the package, and only where there is no torch yet: a CUDA build that is there is kept.
 TORCH ?= torch>=2.10,<=2.13.0
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpu/*)
 LINTED_CPP := $(wildcard kernels/cpu/*)
 
-.PHONY: train study study-split study-full test lint format check-packages bench-cpu bench-gpu bench-static bench-scaling install clean
+.PHONY: train study study-split study-full test test-verl lint format check-packages bench-cpu bench-gpu bench-static bench-scaling install clean
 .DELETE_ON_ERROR:
 
 train: install
@@ -33,6 +35,10 @@ study-full: install $(VENV)/.study
 
 test: install $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+test-verl:
+	$(MAKE) VENV=$(VERL_VENV) $(VERL_VENV)/.verl
+	$(VERL_VENV)/bin/python -m pytest -n auto --dist loadfile $(addprefix tests/test_,verl.py trl_trainer.py lm_head.py examples.py) $(ARGS)
 
 lint: install $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -81,6 +87,10 @@ $(VENV)/.test: pyproject.toml | $(VENV)/.package
 	$(BIN)/pip install -e ".[test]"
 	touch $@
 
+$(VENV)/.verl: pyproject.toml | $(VENV)/.package
+	$(BIN)/pip install -e ".[verl,test]"
+	touch $@
+
 $(VENV)/.study: pyproject.toml | $(VENV)/.package
 	$(BIN)/pip install -e ".[study]"
 	touch $@
@@ -90,4 +100,4 @@ $(VENV)/.lint: pyproject.toml | $(VENV)/.python
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info kernels/*.so
+	rm -rf $(VENV) $(VERL_VENV) build *.egg-info kernels/*.so
