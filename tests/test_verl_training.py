@@ -130,7 +130,7 @@ def test_two_steps(environment, address, folder):
         assert step["actor/grad_norm"] > 0
     assert 0 <= second["val-core/tiny/acc/mean@1"] <= 1
 
-    events = [json.loads(line) for path in folder.glob("model/*.jsonl") for line in path.open()]
+    events = [json.loads(line) for path in folder.glob("model/*.jsonl") for line in path.read_text().splitlines()]
     explored = tiny.WORDS.index("explore")
     for step in (0, 1):  # 4 questions of 4 responses, half of them of each mode; and of the weights of the step
         asked = [event["asked"] for event in events if "asked" in event and event["step"] == step]
