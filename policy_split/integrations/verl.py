@@ -2,8 +2,8 @@
 
     VERL_USE_EXTERNAL_MODULES=policy_split.integrations.verl python -m verl.trainer.main_ppo ...
 
-imports this module in every process that sees the variable (Ray's on other machines do not: see examples/verl/run.sh), which
-registers under the name `policy_split`
+imports this module in every process that sees the variable (Ray's on other machines do not: see examples/verl/run.sh),
+which registers under the name `policy_split`
 
 - an agent loop: half of a question's rollout.n sessions ask behind the high-entropy system prompt, and each returns its
   response twice, behind the other mode's prompt and behind its own, by token ids. verl grades the second and gives the
@@ -17,8 +17,8 @@ The sharing is in the agent loop, not in the data or the trainer: verl's queue t
 them once and computes old log-probs of all, and the response's token ids are at hand there.
 
 Settings are those of `dual_mode_advantages` and the two prompts, under `algorithm.policy_split`; see examples/verl.
-Run on CPUs: a whole training by examples/verl/run.sh on Ray, with two FSDP2 actors and a rollout engine of the tests. Not
-run yet: vLLM and SGLang, GPUs, several machines.
+Run on CPUs: a whole training by examples/verl/run.sh on Ray, with two FSDP2 actors and a rollout engine of the tests.
+Not run yet: vLLM and SGLang, GPUs, several machines.
 Source: arXiv 2604.11510.
 """
 
