@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from policy_split_kernels.outside_graphs import outside_graphs
 from torch import Tensor, nn
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .head_weight import head_weight, holder_of
 
@@ -18,15 +18,18 @@ class UnknownHeadError(RuntimeError):
 
 
 @dataclass
-class FusedLMOutput(ModelOutput):
-    """What a patched model returns where a head_fn is given; `hidden_states` to `past_key_values` are the model's."""
+class FusedLMOutput(CausalLMOutputWithPast):
+    """What a patched model returns where a head_fn is given: the model's own output, without logits.
 
-    loss: Tensor | None = None  # result.loss where there is one, and the weighted aux_loss where the model returns one
+    The loss is result.loss where there is one, and the weighted aux_loss where the model returns one. The name of the
+    cache is that of the installed transformers: `past_key_values`, and `cache` from 5.24 on.
+    """
+
     result: Any = None  # what head_fn returned
     aux_loss: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    past_key_values: Any = None
+
+
+KEPT = tuple(field.name for field in fields(CausalLMOutputWithPast) if field.name not in ("loss", "logits"))
 
 
 @outside_graphs  # every call has a head_fn of its own: dynamo would compile it anew
@@ -54,7 +57,7 @@ def fused_forward(
     aux_loss, loss = getattr(out, "aux_loss", None), getattr(stand_in.result, "loss", None)
     if loss is not None and aux_loss is not None:
         loss = loss + _aux_coefficient(model) * aux_loss.to(loss.device)
-    kept = {name: getattr(out, name, None) for name in ("hidden_states", "attentions", "past_key_values")}
+    kept = {name: getattr(out, name, None) for name in KEPT}
     return FusedLMOutput(loss=loss, result=stand_in.result, aux_loss=aux_loss, **kept)
 
 

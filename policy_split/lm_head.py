@@ -34,7 +34,7 @@ def patch_lm_head(model: nn.Module) -> nn.Module:
         hidden = ...  # (B, T, D), what the model gives its lm_head, cut by logits_to_keep
         result = head_fn(hidden, lm_head.weight, bias=lm_head.bias, softcap=softcap, logit_scale=logit_scale)
         loss = result.loss  # where it has one; + router_aux_loss_coef * aux_loss where the model returns aux_loss
-        return FusedLMOutput(loss, result, aux_loss, ...)
+        return FusedLMOutput(loss, result=result, aux_loss=aux_loss, ...)
 
     where `softcap * tanh(logit_scale * logits / softcap)` is what the model makes of its head's logits; that is
     measured once, and UnknownHeadError says so if it makes something else. Without `head_fn`, and so in generate,

@@ -145,7 +145,8 @@ def test_other_functions_and_results():
     assert out.loss is None
     assert out.result.logprobs.shape == (3, KEPT)
     assert len(out.hidden_states) == 3
-    assert out.past_key_values.get_seq_length() == 9
+    (cache,) = (x for x in out.values() if hasattr(x, "get_seq_length"))  # by transformers' own name of it
+    assert cache.get_seq_length() == 9
     token_loss = functools.partial(linear_token_loss, targets=tokens["targets"], loss_fn=lambda l, h, i: -l)
     nll = model(input_ids=ids, logits_to_keep=KEPT, head_fn=token_loss).loss
     torch.testing.assert_close(nll, -out.result.logprobs.mean())

@@ -6,6 +6,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging import version
 from test_lm_head import EXPERTS, SIZES, made
 from test_trainer import lines, trainer, weights
 
@@ -214,9 +215,14 @@ UNFIT = {  # family: settings, and what is wrong with it
         SMALL | {"num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 24, "word_embed_proj_dim": 16},
         MIXED,
     ),
-    "Falcon": (SMALL | {"num_hidden_layers": 1, "num_attention_heads": 2, "alibi": True}, MIXED),
     "GptOss": (SIZES | EXPERTS | {"layer_types": ["sliding_attention", "full_attention"]}, MIXED),
 }
+
+
+if version.parse(transformers.__version__) < version.parse(
+    "5.24"
+):  # since then it adds its biases to a mask that knows
+    UNFIT["Falcon"] = (SMALL | {"num_hidden_layers": 1, "num_attention_heads": 2, "alibi": True}, MIXED)
 
 
 @pytest.mark.parametrize("family", UNFIT)
