@@ -15,8 +15,8 @@ VERL_VENV ?= .venv-verl
 # Installed before the package, and only where there is no torch yet: a CUDA build that is there is kept.
 TORCH ?= torch>=2.10,<=2.13.0
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpu/*)
-LINTED_CPP := $(wildcard kernels/cpu/*)
+SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpp/*)
+LINTED_CPP := $(wildcard kernels/cpp/*)
 
 .PHONY: train study study-split study-full test test-verl lint format check-packages bench-cpu bench-gpu bench-static bench-scaling install clean
 .DELETE_ON_ERROR:
@@ -104,4 +104,4 @@ $(VENV)/.lint: pyproject.toml | $(VENV)/.python
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VERL_VENV) build *.egg-info kernels/*.so
+	rm -rf $(VENV) $(VERL_VENV) build *.egg-info kernels/policy_split_kernels/cpu/*.so

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 try:
@@ -13,13 +13,14 @@ except ImportError:  # setuptools < 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).parent
-SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "kernels" / "cpu").glob("*.cpp"))
+SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "kernels" / "cpp").glob("*.cpp"))
 
 
 class CMakeBuild(build_ext):
     def run(self):  # not build_extension: an editable install must find the libraries beside the Python files
         build = Path(self.build_temp).absolute() / "native"
-        target = ROOT / "kernels" if self.inplace else Path(self.build_lib).absolute() / "policy_split_kernels"
+        package = (ROOT / "kernels" if self.inplace else Path(self.build_lib).absolute()) / "policy_split_kernels"
+        target = package / "cpu"
         commands = (
             ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_INSTALL_PREFIX={target}"],
             ["cmake", "--build", str(build)],
@@ -52,14 +53,8 @@ class AnyPythonWheel(bdist_wheel):
 
 
 setup(
-    packages=[
-        "policy_split",
-        "policy_split.drop_in",
-        "policy_split.integrations",
-        "policy_split.study",
-        "policy_split_kernels",
-    ],
-    package_dir={"policy_split_kernels": "kernels", "policy_split": "policy_split"},
+    packages=find_packages(include=["policy_split*"]) + find_packages("kernels"),
+    package_dir={"policy_split_kernels": "kernels/policy_split_kernels", "policy_split": "policy_split"},
     include_package_data=False,
     package_data={"policy_split": ["py.typed"], "policy_split_kernels": ["py.typed"]},
     ext_modules=[Extension("policy_split_kernels._native", SOURCES)],

@@ -19,10 +19,10 @@ import torch
 
 from .budget import Budget, fits, head_fits
 from .interleave import machine
-from .linear_measure import measure_head
-from .linear_peers import LINEAR_PEERS
-from .measure import DeviceLost, measure, reason
-from .peers import PEERS, importable
+from .lm_head.measure import measure_head
+from .lm_head.peers import LINEAR_PEERS
+from .logits.measure import DeviceLost, measure, reason
+from .logits.peers import PEERS, importable
 from .report import gpu, head_markdown, markdown
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -6,8 +6,8 @@ from importlib.metadata import version
 
 import torch
 
-from . import linear_kinds
-from .kinds import INPLACE, KINDS, OURS
+from .lm_head import kinds as linear_kinds
+from .logits.kinds import INPLACE, KINDS, OURS
 from .markdown import table
 
 TITLES = {

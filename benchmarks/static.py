@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .chips import CHIPS, Bound, bound
+from .machine_code.chips import CHIPS, Bound, bound
 from .markdown import table
 
 TARGETS = ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"]
@@ -80,8 +80,8 @@ def reports(targets: list[str], processes: int = 2) -> dict[str, list[dict]]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.compiled", *targets[k::processes]], cwd=Path(__file__).parents[1],
-            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-m", "benchmarks.machine_code.compiled", *targets[k::processes]],
+            cwd=Path(__file__).parents[1], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for k in range(min(processes, len(targets)))
     ]  # fmt: skip

@@ -8,8 +8,8 @@ import tempfile
 
 from datasets import Dataset
 
-from policy_split.countdown import Countdown, countdown_model, countdown_tokenizer
-from policy_split.integrations.trl import PolicySplitGRPOConfig, PolicySplitGRPOTrainer
+from policy_split.countdown.problems import Countdown, countdown_model, countdown_tokenizer
+from policy_split.integrations.trl.trainer import PolicySplitGRPOConfig, PolicySplitGRPOTrainer
 
 
 def small_numbers(completions: list[str], **columns) -> list[float]:

@@ -3,30 +3,29 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from policy_split.algorithms.advantages import dual_mode_advantages
+from policy_split.losses.dual_mode import DualModeLoss, DualModeLossOutput, dual_mode_loss
+from policy_split.losses.filtering import sampling_mask
+from policy_split.losses.linear import linear_dual_mode_loss
+from policy_split.losses.weights import token_weights
 from policy_split_kernels.backends import get_backend, set_backend
 from policy_split_kernels.divergence import ModeDivergence, mode_divergence
 from policy_split_kernels.linear import TokenLossOutput, linear_logprobs_and_entropy, linear_token_loss
 from policy_split_kernels.logprobs import LogprobsAndEntropy, logprobs_and_entropy
 
-from .advantages import dual_mode_advantages
-from .filtering import sampling_mask
-from .linear_loss import linear_dual_mode_loss
-from .loss import DualModeLoss, DualModeLossOutput, dual_mode_loss
-from .loss_weights import token_weights
-
 if TYPE_CHECKING:
-    from .config import PolicySplitConfig
-    from .evaluate import evaluate_modes
-    from .lm_head import patch_lm_head, unpatch_lm_head
-    from .trainer import PolicySplitTrainer
+    from policy_split.config import PolicySplitConfig
+    from policy_split.evaluation.evaluate import evaluate_modes
+    from policy_split.models.lm_head import patch_lm_head, unpatch_lm_head
+    from policy_split.training.trainer import PolicySplitTrainer
 
 # Found when they are asked for: the loss is used without transformers, which takes seconds to import.
 _LATER = {
     "PolicySplitConfig": "config",
-    "PolicySplitTrainer": "trainer",
-    "evaluate_modes": "evaluate",
-    "patch_lm_head": "lm_head",
-    "unpatch_lm_head": "lm_head",
+    "PolicySplitTrainer": "training.trainer",
+    "evaluate_modes": "evaluation.evaluate",
+    "patch_lm_head": "models.lm_head",
+    "unpatch_lm_head": "models.lm_head",
 }
 
 __all__ = [

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .algorithms import Algorithm, find_algorithm
+from policy_split.algorithms.table import Algorithm, find_algorithm
+
 from .modes import HIGH_ENTROPY_PROMPT
 
 

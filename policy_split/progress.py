@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from .modes import MODE_NAMES
 
@@ -62,3 +63,16 @@ def _tracked(items: Iterable[Item], name: str, unit: str, total: int | None) -> 
         for item in items:
             yield item
             bar.update()
+
+
+@contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """transformers draws a bar for every file it saves, into log files too."""
+    before = logging.is_progress_bar_enabled()
+    if not shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()

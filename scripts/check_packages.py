@@ -26,9 +26,9 @@ USE = """
 import sys, warnings
 warnings.simplefilter("error", RuntimeWarning)  # of a native library that is missing
 import torch, policy_split, policy_split_kernels
-from policy_split_kernels import native_library
+from policy_split_kernels.cpu import library
 assert "site-packages" in policy_split.__file__, policy_split.__file__
-assert native_library.library() is not None, native_library.why_missing()
+assert library.opened() is not None, library.why_missing()
 logits = torch.randn(4, 50, dtype=torch.float64, requires_grad=True)
 out = policy_split.logprobs_and_entropy(logits, torch.arange(4))
 log_p = torch.log_softmax(logits, -1)
@@ -81,7 +81,7 @@ def check_contents(sdist: Path, wheel: Path) -> None:
     assert any(name.startswith("libgomp") for name in names), "the OpenMP runtime is not in the wheel"
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    assert held >= {"CMakeLists.txt", "kernels/cpu/logits.cpp", "LICENSE", "setup.py"}, f"{sdist.name} lacks files"
+    assert held >= {"CMakeLists.txt", "kernels/cpp/logits.cpp", "LICENSE", "setup.py"}, f"{sdist.name} lacks files"
 
 
 def check_installed(package: Path, work: Path) -> None:

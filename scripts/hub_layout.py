@@ -13,8 +13,8 @@ import shutil
 import sys
 from pathlib import Path
 
-KERNELS = Path(__file__).parents[1] / "kernels"
 NAME = "policy_split_kernels"
+KERNELS = Path(__file__).parents[1] / "kernels" / NAME
 PUBLIC = {
     "backends": ("get_backend", "set_backend"),
     "divergence": ("ModeDivergence", "mode_divergence"),
@@ -49,7 +49,8 @@ globals().update({{name: getattr(_module, name) for name in __all__}})
 
 def write(folder: Path) -> Path:
     """The variant's folder; what was there is replaced."""
-    sources = {path.name: path.read_text(encoding="utf-8") for path in sorted(KERNELS.glob("*.py"))}
+    paths = sorted(KERNELS.rglob("*.py"))
+    sources = {path.relative_to(KERNELS).as_posix(): path.read_text(encoding="utf-8") for path in paths}
     digest = hashlib.sha256("".join(sources.values()).encode()).hexdigest()[:10]
     identity = f"_{NAME}_{digest}"
     if sources["ops.py"].count(OPERATIONS) != 1:

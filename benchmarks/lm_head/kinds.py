@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import check, linear
-from .candidates import token_losses
+from ..logits import check
+from ..logits.candidates import token_losses
+from . import linear
 from .linear import HeadBatch, Products
-from .linear_peers import CROSS_ENTROPY, LINEAR_PEERS, WITHOUT_ENTROPY
+from .peers import CROSS_ENTROPY, LINEAR_PEERS, WITHOUT_ENTROPY
 
 PRODUCTS, OURS = "products", "policy_split"
 TOKEN, STATISTICS = f"{OURS}-token", f"{OURS}-statistics"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from policy_split import linear_dual_mode_loss, linear_logprobs_and_entropy, linear_token_loss
 
-from .candidates import ENTROPY_COEF, eager_logprobs, eager_loss, mean, sequences_of, token_losses
+from ..logits.candidates import ENTROPY_COEF, eager_logprobs, eager_loss, mean, sequences_of, token_losses
 
 UPSTREAM = 0.5  # of the loss: not 1, which some would skip, and exact in any dtype
 LOGIT_SCALE = 2.0  # standard deviation of the logits

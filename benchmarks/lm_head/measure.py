@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import torch
 
-from .interleave import ratio
-from .kinds import MASKED
+from ..interleave import ratio
+from ..logits.kinds import MASKED
+from ..logits.measure import admitted, allocator_retries, timed_into_records
+from .kinds import HEAD, KINDS, OURS, PRODUCTS, HeadCandidate, HeadInputs, HeadKind, candidates_of
 from .linear import HeadBatch
-from .linear_kinds import HEAD, KINDS, OURS, PRODUCTS, HeadCandidate, HeadInputs, HeadKind, candidates_of
-from .measure import admitted, allocator_retries, timed_into_records
 
 OF_PRODUCTS = 1.15  # ours at most, times the products of matrices alone
 TIMES_FASTER = {"liger": 1.3, "trl": 1.3, "verl-torch": 4.0}  # ours at least; than any other that does the work: 1

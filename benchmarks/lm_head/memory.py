@@ -7,13 +7,13 @@ import json
 import sys
 
 import torch
-from policy_split_kernels.memory import free_memory
 
 from policy_split import linear_dual_mode_loss
+from policy_split_kernels.memory import free_memory
 
-from .candidates import ENTROPY_COEF
+from ..logits.candidates import ENTROPY_COEF
+from ..logits.memory import status
 from .linear import HeadBatch, eager_head_loss, loss_and_gradients
-from .memory import status
 
 TOKENS = (256, 512, 1024, 2048, 4096)
 WIDTH, VOCABULARY, CHUNK_BYTES = 512, 32000, 64 << 20

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .candidates import CLIP, mean, sequences_of, token_losses
-from .peers import Peer, module
+from ..logits.candidates import CLIP, mean, sequences_of, token_losses
+from ..logits.peers import Peer, module
 
 IGNORED = -100  # the target of a token that does not count, for peers that take no mask
 WITHOUT_ENTROPY, CROSS_ENTROPY = "entropy", "policy gradient, entropy"  # what is left out

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from . import check, linear, linear_memory
-from .interleave import interleaved, machine, ratio
-from .linear_kinds import CROSS_ENTROPY, LOSSES
-from .linear_peers import LINEAR_PEERS
+from ..interleave import interleaved, machine, ratio
+from ..logits import check
+from . import linear
+from . import memory as linear_memory
+from .kinds import CROSS_ENTROPY, LOSSES
+from .peers import LINEAR_PEERS
 
 SHAPES = [(512, 1024, 32000), (256, 512, 151936)]  # N, D, V
 ROUNDS, MASKED = 7, 0.3
@@ -27,7 +29,7 @@ OURS, PRODUCTS = "policy_split", "products"
 PEERS = ["trl", "liger", "torch-chunked"]  # those that work without a GPU; Liger in plain torch
 OMITS = {"torch-chunked": CROSS_ENTROPY}
 OF_PRODUCTS, OF_TRL = 1.12, 1.7
-RESULTS = Path(__file__).parent / "results" / f"cpu-linear-{torch.backends.cpu.get_cpu_capability().lower()}.json"
+RESULTS = Path(__file__).parents[1] / "results" / f"cpu-linear-{torch.backends.cpu.get_cpu_capability().lower()}.json"
 pytestmark = pytest.mark.timeout(900)  # a shape takes two minutes, more where others use the machine
 RECORD = {"machine": machine(), "dtype": "float32", "shapes": {}, "memory": {}}
 
@@ -151,7 +153,7 @@ def peak_memory(name):
     """The C library is told to give back what is freed: kept, it would be there before the next loss, not counted."""
     child = subprocess.run(
         [sys.executable, "-m", "benchmarks.linear_memory", name], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parents[1], env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "100000"},
+        cwd=Path(__file__).parents[2], env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "100000"},
     )  # fmt: skip
     return {int(tokens): peak for tokens, peak in json.loads(child.stdout).items()}
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from policy_split_kernels.memory import free_memory
 from torch import Tensor
 
 from policy_split import dual_mode_loss, logprobs_and_entropy, mode_divergence
+from policy_split_kernels.memory import free_memory
 
 ENTROPY_COEF = (0.001, 0.002)
 CLIP = 0.2

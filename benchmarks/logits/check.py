@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..lm_head.linear import UPSTREAM, HeadBatch
 from .candidates import Batch, divergence_upstream, eager_divergence, eager_statistics, token_losses
-from .linear import UPSTREAM, HeadBatch
 
 ROWS = 64
 COLUMNS = 1024  # rows of the weight, and as many that are targets

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ..interleave import interleaved, ratio
 from . import candidates
 from .candidates import Batch
-from .interleave import interleaved, ratio
 from .kinds import KINDS, MASKED, OURS, Candidate, Inputs, Kind, candidates_of
 
 

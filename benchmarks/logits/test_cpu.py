@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ..interleave import interleaved, machine, ratio
 from . import candidates, check
-from .interleave import interleaved, machine, ratio
 
 TOKENS, VOCABULARY, ROUNDS = 128, 151936, 20
 # With AVX-512 our forward comes to 0.6 copies, where reading the logits is all that is left.
@@ -40,7 +40,7 @@ NAMES = [
     "divergence-policy_split", "divergence-compile", "divergence-eager",
     "divergence_gradient-policy_split", "divergence_gradient-eager",
 ]  # fmt: skip
-RESULTS = Path(__file__).parent / "results" / f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}.json"
+RESULTS = Path(__file__).parents[1] / "results" / f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}.json"
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_peak_memory(name, at_most):
     """Above the logits, in N x V; 3 % of slack for the allocator and the interpreter."""
     child = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", name], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
     peak = json.loads(child.stdout)
     print(f"\npeak memory above the logits, {name}: {peak:.3f} N x V")

@@ -6,8 +6,8 @@ import statistics
 import pytest
 import torch
 
+from ..interleave import interleaved, ratio
 from . import candidates
-from .interleave import interleaved, ratio
 
 LOGITS = 40_000_000  # 160 MB: larger than any cache, and 0.3 ms of Python a call are no part of it
 VOCABULARIES = (1000, 4000, 32000, 151936, 256000)

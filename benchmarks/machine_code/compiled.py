@@ -13,11 +13,14 @@ from unittest import mock
 
 import torch
 import triton
-from policy_split_kernels import triton_divergence, triton_launch, triton_logits
-from policy_split_kernels.reference import statistics_dtype
 from triton.backends.compiler import GPUTarget
 
-from . import machine_code
+from policy_split_kernels.contract import statistics_dtype
+from policy_split_kernels.gpu import divergence as triton_divergence
+from policy_split_kernels.gpu import launch as triton_launch
+from policy_split_kernels.gpu import logits as triton_logits
+
+from . import assembly as machine_code
 
 MODULES = {
     "logprobs_entropy_kernel": triton_logits,

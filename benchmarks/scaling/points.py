@@ -12,10 +12,10 @@ import subprocess
 import sys
 from typing import Any
 
+from ..interleave import machine as this_machine
+from ..markdown import table
 from .cost_model import Batch, Machine, Model, Setup, memory, micro_batches, parameters, seconds
-from .interleave import machine as this_machine
-from .markdown import table
-from .scaling_process import CHUNK_BYTES, SETTINGS, shape
+from .process import CHUNK_BYTES, SETTINGS, shape
 
 CHECKED = [(4, 256, 4096), (6, 384, 8192), (8, 512, 4096)]  # layers, width, vocabulary
 # glibc serves blocks of up to 32 MB from heaps that it keeps; with these each block above 256 KiB is mapped by itself

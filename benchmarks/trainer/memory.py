@@ -14,17 +14,17 @@ from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
-from policy_split_kernels.memory import free_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from policy_split.checkpoints import Progress
 from policy_split.config import PolicySplitConfig
-from policy_split.models import Policy, fuse_lm_head
-from policy_split.rollout import Rollout, score_rollout
-from policy_split.update import PolicyUpdate
+from policy_split.models.policy import Policy, fuse_lm_head
+from policy_split.rollouts.rollout import Rollout, score_rollout
+from policy_split.run_folder.checkpoints import Progress
+from policy_split.training.update import PolicyUpdate
+from policy_split_kernels.memory import free_memory
 
-from .markdown import table
-from .memory import status
+from ..logits.memory import status
+from ..markdown import table
 
 PROMPT, SMALL = 8, 16  # tokens; SMALL: of the run that comes before the measured one
 KINDS = {"logits": {"fused_lm_head": False}, "hidden states": {}}

@@ -23,17 +23,17 @@ from unittest.mock import patch
 import torch
 import transformers
 
-from policy_split import rollout as rollouts
-from policy_split import trainer as trainers
 from policy_split.config import PolicySplitConfig
-from policy_split.countdown import countdown_reward, warm_start_examples
-from policy_split.countdown_job import warm_start_countdown
-from policy_split.countdown_sizes import SIZES
-from policy_split.runlog import RunLog
-from policy_split.trainer import PolicySplitTrainer
+from policy_split.countdown.job import warm_start_countdown
+from policy_split.countdown.problems import countdown_reward, warm_start_examples
+from policy_split.countdown.sizes import SIZES
+from policy_split.rollouts import rollout as rollouts
+from policy_split.run_folder.runlog import RunLog
+from policy_split.training import trainer as trainers
+from policy_split.training.trainer import PolicySplitTrainer
 
-from .interleave import interleaved, machine, ratio
-from .markdown import table
+from ..interleave import interleaved, machine, ratio
+from ..markdown import table
 
 WARM_UP = 3  # steps that are not counted
 GENERATE, GENERATING = "generation: transformers' generate, around the model", "generation: model forward"

@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from . import trainer_profile
+from . import profile as trainer_profile
 
 STEPS, WARM_START_STEPS, AT_MOST = 12, 300, 0.10
 

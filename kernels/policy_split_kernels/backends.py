@@ -14,11 +14,8 @@ BACKENDS = {
     "native": "C++, CPU tensors",
     "triton": "Triton, CUDA and ROCm tensors",
 }
-# Of each backend, the module of each family of operations: the same functions in every column.
-MODULES = {
-    "logits": {"torch": "reference", "native": "native", "triton": "triton_logits"},
-    "divergence": {"torch": "reference_divergence", "native": "native_divergence", "triton": "triton_divergence"},
-}
+# The folder of each backend; each has a module for every family of operations, with the same functions.
+COLUMNS = {"torch": "reference", "native": "cpu", "triton": "gpu"}
 _chosen: str | None = None
 
 
@@ -44,7 +41,7 @@ def cells(device: torch.device, family: str = "logits") -> ModuleType:
         _check_native(device)
     if name == "triton":
         _check_triton(device)
-    return importlib.import_module(f".{MODULES[family][name]}", __package__)
+    return importlib.import_module(f".{COLUMNS[name]}.{family}", __package__)
 
 
 def _checked(name: str, where: str) -> str:
@@ -57,8 +54,8 @@ def _fastest(device: torch.device) -> str:
     if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         return "triton"
     if device.type == "cpu":
-        native = importlib.import_module(".native_library", __package__)
-        if native.library() is not None:
+        native = importlib.import_module(".cpu.library", __package__)
+        if native.opened() is not None:
             return "native"
         warnings.warn(f"{native.why_missing()}; plain PyTorch serves, many times slower", RuntimeWarning, stacklevel=2)
     return "torch"
@@ -67,8 +64,8 @@ def _fastest(device: torch.device) -> str:
 def _check_native(device: torch.device) -> None:
     if device.type != "cpu":
         raise ValueError(f"backend 'native' computes on CPU tensors, these are on {device}; use 'triton' or 'auto'")
-    native = importlib.import_module(".native_library", __package__)
-    if native.library() is None:
+    native = importlib.import_module(".cpu.library", __package__)
+    if native.opened() is None:
         raise RuntimeError(f"backend 'native': {native.why_missing()}")
 
 

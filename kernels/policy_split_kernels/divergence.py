@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from . import autograd, ops  # noqa: F401  (autograd registers the formulas)
+from . import (
+    ops,
+)
 from .rows import as_rows, inverse_temperature_vector, mask_vector
 
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .linear_arguments import linear_call
-from .linear_autograd import linear_loss, linear_statistics
-from .linear_losses import TokenRows
+from .lm_head.arguments import linear_call
+from .lm_head.autograd import linear_loss, linear_statistics
+from .lm_head.losses import TokenRows
 from .logprobs import LogprobsAndEntropy
 from .outside_graphs import outside_graphs
 from .rows import float_vector, mask_vector, mean_weights, target_vector

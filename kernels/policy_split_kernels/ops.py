@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .backends import cells
+from .contract import statistics_dtype
 from .memory import empty_like_dense
-from .reference import statistics_dtype
 
 _STATISTICS = "Tensor targets, Tensor inverse_temperature, Tensor? mask, float? softcap, Tensor? keep_mask"
 _GRADIENT = "Tensor row_max, Tensor log_sum, Tensor entropy, Tensor grad_logprobs, Tensor grad_entropy"

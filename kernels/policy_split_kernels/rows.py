@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .reference import statistics_dtype, valid_rows
+from .contract import statistics_dtype, valid_rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

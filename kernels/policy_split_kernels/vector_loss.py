@@ -8,11 +8,12 @@ that is split over processes.
 import torch
 from torch import Tensor
 
-from .reference_loss import RowStatistics, token_losses
+from .contract import RowStatistics
+from .reference.loss import token_losses
 
 
 def vector_loss_rows(statistics: RowStatistics, valid: Tensor, length: int, *arguments) -> tuple[Tensor, ...]:
-    """(losses, logprobs, entropy, kl, clipped), (N,) each; arguments are those of `reference_loss.loss_of_statistics`.
+    """(losses, logprobs, entropy, kl, clipped), (N,) each; arguments are those of `reference.loss.loss_of_statistics`.
 
     Each `length` rows are one sequence, which has one ratio; length 1 is the loss of single tokens. Rows that are not
     `valid` (N,) count for nothing. The losses are differentiable in logprobs and entropy, the rest is detached.

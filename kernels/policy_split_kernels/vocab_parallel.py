@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import autograd, ops  # noqa: F401  (autograd registers the formulas)
+from . import (
+    ops,
+)
+from .contract import ELSEWHERE, IGNORE_INDEX, RowStatistics, target_out_of_range, valid_rows
 from .outside_graphs import outside_graphs
-from .reference import ELSEWHERE, IGNORE_INDEX, target_out_of_range, valid_rows
-from .reference_loss import RowStatistics
 
 _NO_COLUMN = -1  # to the kernels a bad target, which makes its row NaN
 

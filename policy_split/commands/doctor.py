@@ -14,10 +14,11 @@ from importlib import metadata
 from typing import NamedTuple
 
 import torch
-from policy_split_kernels import backends, native_library
-from policy_split_kernels.logprobs import logprobs_and_entropy
 
-from .extras import EXTRAS
+from policy_split.extras import EXTRAS
+from policy_split_kernels import backends
+from policy_split_kernels.cpu import library as native_library
+from policy_split_kernels.logprobs import logprobs_and_entropy
 
 OK, MISSING, WRONG = "ok", "missing", "wrong"
 TOLERANCE = 2e-5  # nats, of float32 statistics over 1000 tokens
@@ -101,7 +102,7 @@ def _interpreter() -> Finding:
 
 
 def _native() -> Finding:
-    library = native_library.library()
+    library = native_library.opened()
     if library is None:
         return Finding("native library", MISSING, f"{native_library.why_missing()}; plain PyTorch, many times slower")
     found = f"C++ kernels for {library.ps_instruction_set().decode()}"
@@ -130,7 +131,7 @@ def _self_checks() -> Iterator[Finding]:
 def _available(device: str) -> Iterator[str]:
     """The backends that can compute on this device."""
     yield "torch"
-    if device == "cpu" and native_library.library() is not None:
+    if device == "cpu" and native_library.opened() is not None:
         yield "native"
     compiled = device != "cpu" or os.environ.get("TRITON_INTERPRET") == "1"
     if compiled and importlib.util.find_spec("triton") is not None:

@@ -11,18 +11,18 @@ import yaml
 from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
-from .comparison import compare
-from .config import PolicySplitConfig
-from .countdown import HIGH_ENTROPY_PROMPT, canonical, countdown_reward, countdown_tokenizer
-from .countdown_sizes import SIZES, load_size
-from .data import DATASET_HELP, load_prompts
-from .evaluate import evaluate_in_detail, plain_text
-from .evaluation_tables import comparison_table, evaluation_table
-from .gym_tasks import own_reward
-from .models import load_model, load_tokenizer
-from .question_scores import Key
-from .rewards import REWARD_HELP
-from .whole_folder import replace_text
+from policy_split.config import PolicySplitConfig
+from policy_split.countdown.problems import HIGH_ENTROPY_PROMPT, canonical, countdown_reward, countdown_tokenizer
+from policy_split.countdown.sizes import SIZES, load_size
+from policy_split.data.datasets import DATASET_HELP, load_prompts
+from policy_split.data.reasoning_gym import own_reward
+from policy_split.evaluation.comparison import compare
+from policy_split.evaluation.evaluate import evaluate_in_detail, plain_text
+from policy_split.evaluation.question_scores import Key
+from policy_split.evaluation.tables import comparison_table, evaluation_table
+from policy_split.models.policy import load_model, load_tokenizer
+from policy_split.rewards.functions import REWARD_HELP
+from policy_split.storage.whole_folder import replace_text
 
 HELP = """Measure both modes of a trained model: accuracy, unbiased pass@k, entropy, length, different correct
 answers, repetition and the exact KL between the modes, each with a 95 % bootstrap interval over the

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..extras import check_extra
-from ..whole_folder import replace_text
-from .document import document
-from .figures import draw_curves
-from .plan import PLANS, SPLITS, Plan
-from .results import read_results
-from .runner import OutOfTime, run_study
-from .variants import NAMES, Variant, chosen_variants
+from policy_split.extras import check_extra
+from policy_split.storage.whole_folder import replace_text
+from policy_split.study.document import document
+from policy_split.study.figures import draw_curves
+from policy_split.study.plan import PLANS, SPLITS, Plan
+from policy_split.study.results import read_results
+from policy_split.study.runner import OutOfTime, run_study
+from policy_split.study.variants import NAMES, Variant, chosen_variants
 
 HELP = """Compare algorithms on the built-in Countdown task: every variant from the same warm start, with the
 same number of responses, over several seeds. A finished run is not repeated, and one that was stopped

@@ -9,15 +9,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .checkpoints import stopped_before_first
-from .config import PolicySplitConfig
-from .countdown import canonical, countdown_reward, warm_start_examples
-from .countdown_sizes import SIZES, CountdownSize, load_size, save_size
-from .evaluate import KL_TITLES, format_table
-from .modes import encode_prompt
-from .trainer import PolicySplitTrainer
-from .warm_start import Example, warm_start
-from .whole_folder import replace_text
+from policy_split.config import PolicySplitConfig
+from policy_split.evaluation.evaluate import KL_TITLES, format_table
+from policy_split.modes import encode_prompt
+from policy_split.run_folder.checkpoints import stopped_before_first
+from policy_split.storage.whole_folder import replace_text
+from policy_split.training.trainer import PolicySplitTrainer
+from policy_split.training.warm_start import Example, warm_start
+
+from .problems import canonical, countdown_reward, warm_start_examples
+from .sizes import SIZES, CountdownSize, load_size, save_size
 
 BEFORE = "before.json"  # the evaluation after the warm start, for a run that is resumed
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from .countdown import HIGH_ENTROPY_PROMPT, Countdown, countdown_model, countdown_tokenizer
-from .whole_folder import replace_text
+from policy_split.storage.whole_folder import replace_text
+
+from .problems import HIGH_ENTROPY_PROMPT, Countdown, countdown_model, countdown_tokenizer
 
 FILE = "countdown.json"
 

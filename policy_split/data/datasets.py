@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from .config import PolicySplitConfig
-from .gym_tasks import PREFIX, gym_dataset
-from .modes import MODE_NAMES, MODES, check_prompt, encode_prompt
+from policy_split.config import PolicySplitConfig
+from policy_split.modes import MODE_NAMES, MODES, check_prompt, encode_prompt
+
+from .reasoning_gym import PREFIX, gym_dataset
 
 DATASET_HELP = "JSON lines, parquet, a saved dataset, reasoning-gym:TASK or a hub name,"
 RESERVED_COLUMNS = ("completions", "completion_ids")

@@ -12,9 +12,9 @@ from urllib.parse import quote, unquote
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from .extras import check_extra
-from .isolated import Isolated
-from .progress import track
+from policy_split.extras import check_extra
+from policy_split.isolation.isolated import Isolated
+from policy_split.progress import track
 
 PREFIX = "reasoning-gym:"
 WORKER = Path(__file__).with_name("gym_worker.py")

@@ -1,12 +1,13 @@
 """The functions of TRL 1.16 (`trl.trainer.utils`, `trl.kernels`) by this package's kernels, on CPUs as on GPUs."""
 
 import torch
-from policy_split_kernels import ops
-from policy_split_kernels.logprobs import logprobs_and_entropy
-from policy_split_kernels.reference import IGNORE_INDEX
-from policy_split_kernels.rows import as_rows, inverse_temperature_vector
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from policy_split_kernels import ops
+from policy_split_kernels.contract import IGNORE_INDEX
+from policy_split_kernels.logprobs import logprobs_and_entropy
+from policy_split_kernels.rows import as_rows, inverse_temperature_vector
 
 
 def selective_log_softmax_and_entropy(

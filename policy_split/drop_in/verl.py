@@ -1,11 +1,12 @@
 """The functions of verl 0.9 (`verl.utils.torch_functional`) by this package's kernels, on CPUs as on GPUs."""
 
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
 from policy_split_kernels import ops
 from policy_split_kernels.logprobs import logprobs_and_entropy
 from policy_split_kernels.rows import as_rows, inverse_temperature_vector, rows_lie_apart, target_vector
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def logprobs_from_logits(

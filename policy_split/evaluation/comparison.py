@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .evaluation_statistics import bootstrap_interval, pass_at_k, sign_flip_p_values, sizes_of_k
-from .modes import MODE_NAMES
+from policy_split.modes import MODE_NAMES
+
+from .statistics import bootstrap_interval, pass_at_k, sign_flip_p_values, sizes_of_k
 
 Path = tuple[str, ...]  # where a measure stands in an evaluation: ("modes", "normal", "pass_at_k", "8")
 

@@ -10,17 +10,18 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from policy_split.config import PolicySplitConfig
+from policy_split.data.datasets import as_prompts, longest_prompt
+from policy_split.models.policy import Policy, check_fit
+from policy_split.modes import MODE_NAMES, MODES
+from policy_split.rewards.functions import RewardFunction, as_reward_functions, check_columns
+from policy_split.rollouts.metrics import Sums, add_sums, means, rollout_sums, sum_and_count
+from policy_split.rollouts.rollout import Rollout, make_rollout, score_rollout
+from policy_split.rollouts.sampling import seed_of
+
 from .comparison import summarize
-from .config import PolicySplitConfig
-from .data import as_prompts, longest_prompt
-from .evaluation_tables import markdown
-from .metrics import Sums, add_sums, means, rollout_sums, sum_and_count
-from .models import Policy, check_fit
-from .modes import MODE_NAMES, MODES
 from .question_scores import Key, correct_answers, question_scores
-from .rewards import RewardFunction, as_reward_functions, check_columns
-from .rollout import Rollout, make_rollout, score_rollout
-from .sampling import seed_of
+from .tables import markdown
 
 KL_TITLES = {
     "kl_high_normal": "KL(high-entropy || normal)",

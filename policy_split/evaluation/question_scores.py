@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from .evaluation_statistics import distinct_n, expected_distinct
-from .modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
-from .rollout import Rollout
+from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
+from policy_split.rollouts.rollout import Rollout
+
+from .statistics import distinct_n, expected_distinct
 
 Key = Callable[[str], Hashable]
 NGRAMS = (1, 2, 3)

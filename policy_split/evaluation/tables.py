@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .modes import MODE_NAMES
+from policy_split.modes import MODE_NAMES
 
 MEASURES = {  # name -> (title, decimal places)
     "accuracy": ("accuracy", 3),

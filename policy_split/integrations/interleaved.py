@@ -7,7 +7,7 @@ high-entropy mode: R = P * 2n rows, question-major. Each has a twin, the same re
 import torch
 from torch import Tensor
 
-from ..modes import MODES
+from policy_split.modes import MODES
 
 
 def modes_of_rows(first: int, count: int, num_generations: int) -> list[int]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import isolated_server
-from .isolated_server import Lines, write_line
+from . import server as isolated_server
+from .server import Lines, write_line
 
 GRACE = 30.0  # seconds that a server may take above the function's own, on a machine that is busy
 # one thread, no GPU, and the order of sets the same in every run

@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from policy_split_kernels.reference import statistics_dtype, valid_rows
-from policy_split_kernels.reference_loss import SURROGATES
-from policy_split_kernels.rows import float_vector, mean_weights, rows_lie_apart, token_vector
 from torch import Tensor
 
-from .loss_weights import token_weights
+from policy_split_kernels.contract import SURROGATES, statistics_dtype, valid_rows
+from policy_split_kernels.rows import float_vector, mean_weights, rows_lie_apart, token_vector
+
+from .weights import token_weights
 
 RATIO_LEVELS = ("token", "sequence")
 

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.distributed as dist
+from torch import Tensor, nn
+
 from policy_split_kernels import autograd
-from policy_split_kernels.reference import valid_rows
+from policy_split_kernels.contract import valid_rows
 from policy_split_kernels.rows import (
     as_rows,
     inverse_temperature_vector,
@@ -16,9 +18,8 @@ from policy_split_kernels.rows import (
 )
 from policy_split_kernels.vector_loss import vector_loss_rows
 from policy_split_kernels.vocab_parallel import statistics_of_rows
-from torch import Tensor, nn
 
-from .loss_arguments import check_inplace, check_settings, loss_rows, number_of_modes
+from .arguments import check_inplace, check_settings, loss_rows, number_of_modes
 
 
 class DualModeLossOutput(NamedTuple):

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from policy_split_kernels.linear_arguments import linear_call
-from policy_split_kernels.linear_autograd import linear_loss, linear_statistics
-from policy_split_kernels.linear_losses import DualModeRows
-from policy_split_kernels.outside_graphs import outside_graphs
-from policy_split_kernels.reference import valid_rows
-from policy_split_kernels.reference_loss import RowStatistics
-from policy_split_kernels.rows import mask_vector, target_vector
-from policy_split_kernels.vector_loss import vector_loss_rows
 from torch import Tensor
 
-from .loss import DualModeLossOutput
-from .loss_arguments import check_settings, loss_rows
+from policy_split_kernels.contract import RowStatistics, valid_rows
+from policy_split_kernels.lm_head.arguments import linear_call
+from policy_split_kernels.lm_head.autograd import linear_loss, linear_statistics
+from policy_split_kernels.lm_head.losses import DualModeRows
+from policy_split_kernels.outside_graphs import outside_graphs
+from policy_split_kernels.rows import mask_vector, target_vector
+from policy_split_kernels.vector_loss import vector_loss_rows
+
+from .arguments import check_settings, loss_rows
+from .dual_mode import DualModeLossOutput
 
 
 @outside_graphs

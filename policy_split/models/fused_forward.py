@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from policy_split_kernels.outside_graphs import outside_graphs
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from policy_split_kernels.outside_graphs import outside_graphs
 
 from .head_weight import head_weight, holder_of
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from policy_split.config import PolicySplitConfig
+from policy_split.extras import check_extra
+from policy_split.progress import progress_bars
+
 from .batches import FLASH_ATTENTION_ARGUMENTS, Batch, PaddedBatch
-from .checkpoints import progress_bars
-from .config import PolicySplitConfig
-from .extras import check_extra
 from .lm_head import UnknownHeadError, inner_model, is_patched, patch_lm_head, unpatch_lm_head
 from .packing import packing_fault
 

@@ -1,17 +1,16 @@
-"""policy-split report: one or several runs as one HTML file that opens from disk and needs nothing else."""
+"""One or several runs as one HTML file that opens from disk and needs nothing else."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser
+from policy_split.storage.whole_folder import replace_text
 
-from .report_evaluation import evaluation_section
-from .report_page import element, escape, page, table
-from .report_runs import PIECES, Run, read_runs
-from .report_samples import samples_section
-from .report_training import training_section
-from .whole_folder import replace_text
+from .evaluation import evaluation_section
+from .page import element, escape, page, table
+from .runs import PIECES, Run, read_runs
+from .samples import samples_section
+from .training import training_section
 
 
 def report(runs: Sequence[str | Path], output: str | Path = "report.html") -> Path:
@@ -27,16 +26,6 @@ def report(runs: Sequence[str | Path], output: str | Path = "report.html") -> Pa
     target.parent.mkdir(parents=True, exist_ok=True)
     replace_text(target, text)
     return target
-
-
-def run(arguments: list[str]) -> int:
-    """The command `policy-split report RUN [RUN ...] [--output report.html]`; raises what `report` raises."""
-    parser = HfArgumentParser((), prog="policy-split report", description="Write runs into one HTML file.")
-    parser.add_argument("run", nargs="+", help="Folder of a run: the output_dir of its training.")
-    parser.add_argument("--output", default="report.html", help="The file to write.")
-    given = parser.parse_args(arguments)
-    print(f"report: {report(given.run, given.output).absolute()}")
-    return 0
 
 
 def _page(runs: Sequence[Run]) -> str:

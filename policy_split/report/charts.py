@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .report_page import element, escape, table
-from .report_runs import spread
+from .page import element, escape, table
+from .runs import spread
 
 WIDTH, HEIGHT = 380, 250  # of the drawing; the page scales it, and on a phone its text keeps its size
 LEFT, RIGHT, TOP, BOTTOM = 62, 10, 10, 38

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .comparison import compare
-from .modes import HIGH_ENTROPY, MODE_NAMES, MODES
-from .report_charts import Series, line_chart
-from .report_page import element, escape, table
-from .report_runs import Run, interval, number, section
-from .report_training import KL, KL_LABELS, run_color, run_label, run_legend
+from policy_split.evaluation.comparison import compare
+from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES
+
+from .charts import Series, line_chart
+from .page import element, escape, table
+from .runs import Run, interval, number, section
+from .training import KL, KL_LABELS, run_color, run_label, run_legend
 
 MEASURES = {
     "accuracy": "accuracy",

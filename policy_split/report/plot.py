@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from .extras import import_extra
-from .modes import MODE_NAMES
+from policy_split.extras import import_extra
+from policy_split.modes import MODE_NAMES
 
 PANELS = {
     "reward": "mean reward",

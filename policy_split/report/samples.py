@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .modes import MODE_NAMES
-from .report_page import element, escape
-from .report_runs import Run, number
+from policy_split.modes import MODE_NAMES
+
+from .page import element, escape
+from .runs import Run, number
 
 LARGEST_NUMBER_OF_TOKENS = 400  # of one response; what is left out is counted
 SCALE_QUANTILE = 0.97  # of the entropies shown: from here on the colour is full

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from .modes import HIGH_ENTROPY, MODE_NAMES, MODES
-from .report_charts import Series, line_chart
-from .report_page import element, legend
-from .report_runs import Run, number
+from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES
+
+from .charts import Series, line_chart
+from .page import element, legend
+from .runs import Run, number
 
 # columns of metrics.jsonl behind the mode's name -> (title, unit)
 MODE_CURVES = {

@@ -9,8 +9,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from .gym_tasks import PREFIX, ReasoningGymReward
-from .time_limit import add_note, time_limited
+from policy_split.data.reasoning_gym import PREFIX, ReasoningGymReward
+from policy_split.isolation.time_limit import add_note, time_limited
 
 REWARD_HELP = "module:function, file.py:function or reasoning-gym:TASK; may be repeated."
 RewardFunction = Callable[..., Sequence[float | None]]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .extras import import_extra
+from policy_split.extras import import_extra
 
 
 def math_reward(

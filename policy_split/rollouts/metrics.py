@@ -9,8 +9,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .advantages import equal_rewards
-from .modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
+from policy_split.algorithms.advantages import equal_rewards
+from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
+
 from .rollout import Rollout
 
 Sums = dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count): what can be added up over batches and processes

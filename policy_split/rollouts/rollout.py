@@ -6,18 +6,19 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+from policy_split.config import PolicySplitConfig
+from policy_split.data.datasets import encode_modes
+from policy_split.models.batches import Batch, PackedBatch, PaddedBatch
+from policy_split.models.policy import Policy
+from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
+from policy_split.progress import track
+from policy_split.rewards.functions import RewardFunction, compute_rewards
 from policy_split_kernels.divergence import mode_divergence
 from policy_split_kernels.linear import linear_logprobs_and_entropy
 from policy_split_kernels.logprobs import logprobs_and_entropy
-from torch import Tensor
 
-from .batches import Batch, PackedBatch, PaddedBatch
-from .config import PolicySplitConfig
-from .data import encode_modes
-from .models import Policy
-from .modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
-from .progress import track
-from .rewards import RewardFunction, compute_rewards
 from .sampling import left_padded, sample, seeded, until_end
 
 # (mode of the prompt, half of the responses): the first block of each half is that of the prompt that wrote it.

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .modes import MODE_NAMES, MODES
+from policy_split.modes import MODE_NAMES, MODES
+
 from .rollout import Rollout
 
 REPLACEMENT = "\ufffd"  # what a decoder puts where bytes are no character, or not yet

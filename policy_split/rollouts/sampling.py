@@ -10,9 +10,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from .config import PolicySplitConfig
-from .models import Policy
-from .progress import inner_bar
+from policy_split.config import PolicySplitConfig
+from policy_split.models.policy import Policy
+from policy_split.progress import inner_bar
 
 
 def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplitConfig) -> Tensor:

@@ -5,17 +5,16 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from transformers.utils import logging
 
-from .state_files import write_state
-from .whole_folder import ASIDE, damage, publish, remove, seal, sweep, sync
+from policy_split.progress import progress_bars
+from policy_split.storage.state_files import write_state
+from policy_split.storage.whole_folder import ASIDE, damage, publish, remove, seal, sweep, sync
 
 METRICS, COMPLETIONS, SAMPLES, CHECKPOINTS = "metrics.jsonl", "completions.jsonl", "samples.jsonl", "checkpoints"
 
@@ -179,16 +178,3 @@ def save_pretrained(accelerator: Accelerator, model: Any, tokenizer: Any, folder
             shutil.rmtree(unfinished, ignore_errors=True)
         sync(folder)
     accelerator.wait_for_everyone()
-
-
-@contextmanager
-def progress_bars(shown: bool) -> Iterator[None]:
-    """transformers draws a bar for every file it saves, into log files too."""
-    before = logging.is_progress_bar_enabled()
-    if not shown:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if before:
-            logging.enable_progress_bar()

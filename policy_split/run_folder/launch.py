@@ -11,8 +11,8 @@ from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlu
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from .config import PolicySplitConfig
-from .extras import check_extra
+from policy_split.config import PolicySplitConfig
+from policy_split.extras import check_extra
 
 PROJECT = "policy-split"
 # tracker -> packages of which one must be there

@@ -10,9 +10,10 @@ from accelerate import Accelerator, DistributedType
 from torch import nn
 from torch.optim import Optimizer
 
+from policy_split.models.sharding import load_model, load_optimizer, whole
+from policy_split.storage.state_files import read_state
+
 from .checkpoints import Progress, save_checkpoint
-from .sharding import load_model, load_optimizer, whole
-from .state_files import read_state
 
 
 class RunState:

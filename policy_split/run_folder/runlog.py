@@ -12,13 +12,14 @@ import yaml
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
+from policy_split.config import PolicySplitConfig
+from policy_split.rollouts.rollout import Rollout
+from policy_split.rollouts.samples import sample_rows
+from policy_split.storage.environment import environment
+from policy_split.storage.whole_folder import replace_text
+
 from .checkpoints import COMPLETIONS, METRICS, SAMPLES, remove_earlier_run
-from .config import PolicySplitConfig
-from .environment import environment
 from .launch import start_trackers
-from .rollout import Rollout
-from .samples import sample_rows
-from .whole_folder import replace_text
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 SAMPLES_OF_EACH_MODE = 2

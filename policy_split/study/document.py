@@ -5,9 +5,10 @@ import statistics
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 
-from ..evaluation_statistics import sizes_of_k
-from ..evaluation_tables import markdown, p_value_text
-from ..modes import HIGH_ENTROPY, MODE_NAMES, NORMAL
+from policy_split.evaluation.statistics import sizes_of_k
+from policy_split.evaluation.tables import markdown, p_value_text
+from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, NORMAL
+
 from .plan import Plan
 from .results import Results, measure_of
 from .statistics import Difference, Estimate, difference, estimate

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..extras import import_extra
-from ..modes import MODE_NAMES
+from policy_split.extras import import_extra
+from policy_split.modes import MODE_NAMES
+
 from .results import Results
 from .variants import Variant
 

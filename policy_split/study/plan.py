@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..countdown_sizes import SIZES, CountdownSize
+from policy_split.countdown.sizes import SIZES, CountdownSize
+
 from .variants import MAIN, NAMES, Variant, chosen_variants
 
 # The held-out split has been looked at while settings were chosen; the test split only by studies.

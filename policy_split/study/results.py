@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import METRICS
-from ..modes import HIGH_ENTROPY, MODE_NAMES
-from ..runlog import ENVIRONMENT
+from policy_split.modes import HIGH_ENTROPY, MODE_NAMES
+from policy_split.run_folder.checkpoints import METRICS
+from policy_split.run_folder.runlog import ENVIRONMENT
+
 from .plan import Plan
 from .runner import finished
 from .work import EVALUATION, WARM_START

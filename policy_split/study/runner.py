@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..config import PolicySplitConfig
-from ..whole_folder import replace_text
+from policy_split.config import PolicySplitConfig
+from policy_split.storage.whole_folder import replace_text
+
 from .plan import Plan
 from .work import EVALUATION, SPEC, WARM_START
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..extras import import_extra
+from policy_split.extras import import_extra
 
 LEVEL = 0.95
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..algorithms import ALGORITHMS
+from policy_split.algorithms.table import ALGORITHMS
 
 
 @dataclass(frozen=True)

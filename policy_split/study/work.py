@@ -17,14 +17,15 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ..checkpoints import stopped_before_first
-from ..config import PolicySplitConfig
-from ..countdown import canonical, countdown_reward, warm_start_examples
-from ..countdown_job import warm_start_countdown
-from ..countdown_sizes import CountdownSize, save_size, size_of_dict
-from ..evaluate import evaluate_in_detail
-from ..trainer import PolicySplitTrainer
-from ..whole_folder import ASIDE, publish, replace_text
+from policy_split.config import PolicySplitConfig
+from policy_split.countdown.job import warm_start_countdown
+from policy_split.countdown.problems import canonical, countdown_reward, warm_start_examples
+from policy_split.countdown.sizes import CountdownSize, save_size, size_of_dict
+from policy_split.evaluation.evaluate import evaluate_in_detail
+from policy_split.run_folder.checkpoints import stopped_before_first
+from policy_split.storage.whole_folder import ASIDE, publish, replace_text
+from policy_split.training.trainer import PolicySplitTrainer
+
 from .plan import QUESTIONS_SEED, WARM_START_SEED
 
 SPEC, EVALUATION, WARM_START = "spec.json", "evaluation.json", "warm-start"

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .algorithms import Algorithm, LossVectors, Samples, TrainingTokens, token_loss, training_tokens
-from .metrics import k3
-from .rollout import Rollout
+from policy_split.algorithms.table import Algorithm, LossVectors, Samples, TrainingTokens, token_loss, training_tokens
+from policy_split.rollouts.metrics import k3
+from policy_split.rollouts.rollout import Rollout
 
 TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 

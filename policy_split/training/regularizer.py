@@ -11,12 +11,12 @@ vocabulary. The kernel of the policy loss forms the entropy's gradient (`entropy
 from collections.abc import Sequence
 
 import torch
-from policy_split_kernels.divergence import mode_divergence
 from torch import Tensor
 
-from .advantages import mode_scales
-from .config import PolicySplitConfig
-from .modes import MODES
+from policy_split.algorithms.advantages import mode_scales
+from policy_split.config import PolicySplitConfig
+from policy_split.modes import MODES
+from policy_split_kernels.divergence import mode_divergence
 
 
 def loss_scales(config: PolicySplitConfig) -> tuple[float, float]:

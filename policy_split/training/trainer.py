@@ -26,19 +26,18 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, get_scheduler
 
-from .advantages import dual_mode_advantages
-from .baseline_step import baseline_tokens
-from .checkpoints import Progress, check_output_dir, find_checkpoint, save_pretrained, usable
-from .config import PolicySplitConfig
-from .data import as_prompts, longest_prompt, question_indices
-from .evaluate import Key, evaluate_policy, flatten, plain_text
-from .gym_tasks import check_held_out, own_reward
-from .launch import make_accelerator, make_optimizer
-from .metrics import Sums, add_sums, bonus_sums, means, rollout_sums
-from .models import Policy, check_fit, enable_checkpointing, fuse_lm_head, load_model, load_tokenizer
-from .progress import mode_postfix, showing, steps_bar, track
-from .rewards import as_reward_functions, check_columns
-from .rollout import (
+from policy_split.algorithms.advantages import dual_mode_advantages
+from policy_split.config import PolicySplitConfig
+from policy_split.data.datasets import as_prompts, longest_prompt, question_indices
+from policy_split.data.reasoning_gym import check_held_out, own_reward
+from policy_split.evaluation.evaluate import Key, evaluate_policy, flatten, plain_text
+from policy_split.isolation.time_limit import add_note
+from policy_split.models.policy import Policy, check_fit, enable_checkpointing, fuse_lm_head, load_model, load_tokenizer
+from policy_split.models.sharding import gathered, shard_frozen
+from policy_split.progress import mode_postfix, showing, steps_bar, track
+from policy_split.rewards.functions import as_reward_functions, check_columns
+from policy_split.rollouts.metrics import Sums, add_sums, bonus_sums, means, rollout_sums
+from policy_split.rollouts.rollout import (
     BLOCKS,
     SINGLE_BLOCKS,
     Rollout,
@@ -48,12 +47,14 @@ from .rollout import (
     score,
     score_rollout,
 )
-from .run_state import RunState
-from .runlog import RunLog
-from .sampling import seed_of
-from .sharding import gathered, shard_frozen
+from policy_split.rollouts.sampling import seed_of
+from policy_split.run_folder.checkpoints import Progress, check_output_dir, find_checkpoint, save_pretrained, usable
+from policy_split.run_folder.launch import make_accelerator, make_optimizer
+from policy_split.run_folder.run_state import RunState
+from policy_split.run_folder.runlog import RunLog
+
+from .baseline_step import baseline_tokens
 from .stopping import StopRequest
-from .time_limit import add_note
 from .update import PolicyUpdate
 
 

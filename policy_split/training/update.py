@@ -8,27 +8,28 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from policy_split_kernels.linear import linear_token_loss
-from policy_split_kernels.logprobs import logprobs_and_entropy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from . import baseline_losses
-from .algorithms import LossVectors
+from policy_split.algorithms import baseline_losses
+from policy_split.algorithms.table import LossVectors
+from policy_split.config import PolicySplitConfig
+from policy_split.losses.dual_mode import DualModeLossOutput, dual_mode_loss
+from policy_split.losses.linear import linear_dual_mode_loss
+from policy_split.losses.weights import token_weights
+from policy_split.models.batches import Batch
+from policy_split.models.policy import Policy
+from policy_split.modes import MODE_NAMES, MODES
+from policy_split.progress import track
+from policy_split.rollouts.metrics import Sums, add_sums, k3, sum_and_count
+from policy_split.rollouts.rollout import Rollout, micro_batches
+from policy_split.run_folder.checkpoints import Progress
+from policy_split_kernels.linear import linear_token_loss
+from policy_split_kernels.logprobs import logprobs_and_entropy
+
 from .baseline_step import baseline_loss
-from .batches import Batch
-from .checkpoints import Progress
-from .config import PolicySplitConfig
-from .linear_loss import linear_dual_mode_loss
-from .loss import DualModeLossOutput, dual_mode_loss
-from .loss_weights import token_weights
-from .metrics import Sums, add_sums, k3, sum_and_count
-from .models import Policy
-from .modes import MODE_NAMES, MODES
-from .progress import track
 from .regularizer import entropy_coefficients, mode_push, push_coefficients
-from .rollout import Rollout, micro_batches
 
 
 @dataclass

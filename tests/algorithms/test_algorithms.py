@@ -6,7 +6,9 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from policy_split.algorithms import (
+from policy_split.algorithms.baseline_losses import clipped_loss
+from policy_split.algorithms.baselines import AdaptiveEntropy, clip_cov_mask, entropy_advantage, grpo_advantages
+from policy_split.algorithms.table import (
     ALGORITHMS,
     CHANGES,
     LossVectors,
@@ -16,8 +18,6 @@ from policy_split.algorithms import (
     token_loss,
     training_tokens,
 )
-from policy_split.baseline_losses import clipped_loss
-from policy_split.baselines import AdaptiveEntropy, clip_cov_mask, entropy_advantage, grpo_advantages
 
 # tokens on both sides of the clip range
 RHO = torch.tensor([0.5, 0.5, 1.0, 1.0, 1.5, 1.5], dtype=torch.float64)

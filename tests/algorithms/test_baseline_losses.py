@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+
+from policy_split.algorithms.baseline_losses import ce_gppo_loss, clip_cov_loss, clipped_loss, kl_cov_loss
+from policy_split.losses.dual_mode import dual_mode_loss
+from policy_split.losses.weights import token_weights
 from policy_split_kernels.linear import linear_token_loss
 from policy_split_kernels.logprobs import logprobs_and_entropy
-
-from policy_split.baseline_losses import ce_gppo_loss, clip_cov_loss, clipped_loss, kl_cov_loss
-from policy_split.loss import dual_mode_loss
-from policy_split.loss_weights import token_weights
 
 # rho   0.5  0.5   1    1   1.5  1.5   the clip range is .8 to 1.25
 # A      2   -2    3   -3    2   -2

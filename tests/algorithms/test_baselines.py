@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy_split import baselines
-from policy_split.baselines import (
+from policy_split.algorithms import baselines
+from policy_split.algorithms.baselines import (
     AdaptiveEntropy,
     clip_cov_mask,
     dynamic_sampling_mask,

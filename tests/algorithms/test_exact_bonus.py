@@ -8,10 +8,10 @@ import tiny
 import torch
 from worked_example import MASK, REWARDS, rows
 
-from policy_split.advantages import bonus_statistics, dual_mode_advantages
-from policy_split.evaluate import evaluate_modes
-from policy_split.rollout import cut, score
-from policy_split.trainer import PolicySplitTrainer
+from policy_split.algorithms.advantages import bonus_statistics, dual_mode_advantages
+from policy_split.evaluation.evaluate import evaluate_modes
+from policy_split.rollouts.rollout import cut, score
+from policy_split.training.trainer import PolicySplitTrainer
 
 # One question, n = 2, T = 2. Normal-mode responses a, b; high-entropy ones c, d; c has two tokens, the others one.
 #            c0   c1   d    a    b

@@ -5,13 +5,12 @@ import math
 import pytest
 import tiny
 import torch
-from test_advantages import EXAMPLE, LOGPROBS, S_HIGH, ZERO, close
-from test_trainer import trainer
-from worked_example import MASK, REWARDS, rows
+from trained import trainer
+from worked_example import EXAMPLE, LOGPROBS, MASK, REWARDS, S_HIGH, ZERO, close, rows
 
-from policy_split.advantages import bonus_statistics, dual_mode_advantages
+from policy_split.algorithms.advantages import bonus_statistics, dual_mode_advantages
 from policy_split.config import PolicySplitConfig
-from policy_split.rollout import optimizer_batches
+from policy_split.rollouts.rollout import optimizer_batches
 
 UNSHARED = {"rollout_sharing": False, **EXAMPLE}
 # The worked example's own responses of the high-entropy mode, c0 c1 d: b_H = 1 6 5, mean 4, squares 14, std = sqrt(7);

@@ -10,10 +10,11 @@ import pytest
 import tiny
 from transformers import AutoModelForCausalLM
 
-from policy_split import cli, countdown_job
+from policy_split.commands import main as cli
 from policy_split.config import PolicySplitConfig
-from policy_split.countdown_sizes import SIZES
-from policy_split.trainer import PolicySplitTrainer
+from policy_split.countdown import job as countdown_job
+from policy_split.countdown.sizes import SIZES
+from policy_split.training.trainer import PolicySplitTrainer
 
 SMALL = SIZES["small"]
 QUICK = ["--use_cpu", "true", "--disable_tqdm", "true", "--max_steps", "2", "--save_steps", "0"]
@@ -77,7 +78,7 @@ def test_ctrl_c_of_a_process_exits_130(saved, tmp_path):
     (tmp_path / "rewards.py").write_text(
         "import time\ndef reward(prompts, completions, **columns):\n    print('here', flush=True)\n    time.sleep(30)\n"
     )
-    command = [sys.executable, "-m", "policy_split.cli", *arguments(saved)]
+    command = [sys.executable, "-m", "policy_split", *arguments(saved)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "here\n"
         process.send_signal(signal.SIGINT)
@@ -198,7 +199,7 @@ def test_usage(capsys):
 
 
 def test_installed_command_explains_its_settings():
-    command = [sys.executable, "-m", "policy_split.cli", "train", "--help"]
+    command = [sys.executable, "-m", "policy_split", "train", "--help"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for setting in ("--model", "--dataset", "--reward", "--eta", "--share_correction", "--num_generations"):
         assert setting in said

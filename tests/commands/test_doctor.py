@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from policy_split import cli, doctor
+from policy_split.commands import doctor
+from policy_split.commands import main as cli
 
 
 def findings(capsys, code=0):
@@ -55,7 +56,7 @@ def test_packages_that_are_missing_or_broken(monkeypatch, capsys, module, error,
 
 
 def test_without_the_native_library(monkeypatch, capsys):
-    monkeypatch.setattr(doctor.native_library, "library", lambda: None)
+    monkeypatch.setattr(doctor.native_library, "opened", lambda: None)
     found = findings(capsys)
     assert found["native library"]["status"] == "missing"
     assert "many times slower" in found["native library"]["found"]
@@ -68,7 +69,7 @@ def broken(tmp_path, **environment):
     (tmp_path / "transformers").mkdir(exist_ok=True)
     (tmp_path / "transformers" / "__init__.py").write_text("print('noise')\nraise RuntimeError('of another torch')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-m", "policy_split.cli", "doctor", "--json"]
+    command = [sys.executable, "-m", "policy_split", "doctor", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     return done.returncode, {row["name"]: row for row in json.loads(done.stdout)}, done.stderr
 

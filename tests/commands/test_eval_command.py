@@ -7,10 +7,10 @@ import pytest
 import tiny
 import yaml
 
-from policy_split import eval_command
-from policy_split.comparison import compare
-from policy_split.countdown import canonical, countdown_model, countdown_tokenizer, is_correct
-from policy_split.countdown_sizes import SIZES
+from policy_split.commands import evaluate as eval_command
+from policy_split.countdown.problems import canonical, countdown_model, countdown_tokenizer, is_correct
+from policy_split.countdown.sizes import SIZES
+from policy_split.evaluation.comparison import compare
 
 SMALL = SIZES["small"]
 QUICK = ["--use_cpu", "true", "--disable_tqdm", "true", "--num-samples", "4"]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from policy_split.countdown import (
+from policy_split.countdown.expressions import evaluate
+from policy_split.countdown.problems import (
     HIGH_ENTROPY_PROMPT,
     SPLITS,
     Countdown,
@@ -22,7 +23,6 @@ from policy_split.countdown import (
     solved_examples,
     warm_start_examples,
 )
-from policy_split.expressions import evaluate
 
 
 def key(problem):

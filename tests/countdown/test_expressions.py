@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy_split.expressions import Limits, evaluate
+from policy_split.countdown.expressions import Limits, evaluate
 
 
 @pytest.mark.parametrize(

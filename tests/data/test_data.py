@@ -6,8 +6,8 @@ import datasets
 import pytest
 import tiny
 
-from policy_split import data
-from policy_split.data import as_prompts, encode_modes, load_prompts, longest_prompt, question_indices
+from policy_split.data import datasets as data
+from policy_split.data.datasets import as_prompts, encode_modes, load_prompts, longest_prompt, question_indices
 
 ROWS = [{"prompt": "1", "answer": "a"}, {"prompt": "2", "answer": "b"}]
 CHATS = [{"prompt": [{"role": "user", "content": "1"}]}]

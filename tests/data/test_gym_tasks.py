@@ -14,12 +14,13 @@ import datasets
 import pytest
 import tiny
 
-from policy_split import cli, gym_tasks
-from policy_split.data import as_prompts, load_prompts
-from policy_split.gym_tasks import GymTask, ReasoningGymReward, check_held_out, gym_task, own_reward
-from policy_split.gym_worker import typed
-from policy_split.rewards import as_reward_functions, check_columns, compute_rewards, reward_name
-from policy_split.trainer import PolicySplitTrainer
+from policy_split.commands import main as cli
+from policy_split.data import reasoning_gym as gym_tasks
+from policy_split.data.datasets import as_prompts, load_prompts
+from policy_split.data.gym_worker import typed
+from policy_split.data.reasoning_gym import GymTask, ReasoningGymReward, check_held_out, gym_task, own_reward
+from policy_split.rewards.functions import as_reward_functions, check_columns, compute_rewards, reward_name
+from policy_split.training.trainer import PolicySplitTrainer
 
 pytest.importorskip("reasoning_gym")
 # words of the tiny tokenizer, and sums that its two-layer model writes by chance
@@ -256,7 +257,8 @@ def test_the_trainer_by_name(tmp_path):
 
 def test_the_trainers_process_never_imports_reasoning_gym():
     code = (
-        "import sys; from policy_split.data import load_prompts; from policy_split.gym_tasks import own_reward\n"
+        "import sys; from policy_split.data.datasets import load_prompts\n"
+        "from policy_split.data.reasoning_gym import own_reward\n"
         "made = load_prompts('reasoning-gym:chain_sum?size=2')\n"
         "assert own_reward(made)(made['answer'], made['entry']) == [1.0, 1.0]\n"
         "sys.exit('reasoning_gym' in sys.modules)"

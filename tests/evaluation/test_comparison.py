@@ -2,8 +2,8 @@
 
 import pytest
 
-from policy_split.comparison import compare, summarize
-from policy_split.evaluation_tables import comparison_table, evaluation_table
+from policy_split.evaluation.comparison import compare, summarize
+from policy_split.evaluation.tables import comparison_table, evaluation_table
 
 MEASURES = ("accuracy", "distinct_correct", "entropy", "mean_length", "truncated", "distinct_1", "distinct_2")
 BOTH = ("normal", "high_entropy")

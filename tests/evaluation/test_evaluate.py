@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from policy_split.evaluate import evaluate_in_detail, evaluate_modes, format_table
+from policy_split.evaluation.evaluate import evaluate_in_detail, evaluate_modes, format_table
 
 
 def evaluate(tmp_path, model=None, reward=tiny.reward, dataset=tiny.QUESTIONS, **options):

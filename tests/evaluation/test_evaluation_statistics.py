@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy_split.evaluation_statistics import (
+from policy_split.evaluation.statistics import (
     bootstrap_interval,
     distinct_n,
     expected_distinct,

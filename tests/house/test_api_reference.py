@@ -7,7 +7,7 @@ import pytest
 
 import policy_split
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "api_reference.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "api_reference.py"
 
 
 def test_the_page_is_up_to_date():

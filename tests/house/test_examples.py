@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 PRINTED = {  # what each prints, of numbers that have to be right
     "drop_in_loss": r"update 2: loss -\d",
     "own_token_loss": r"gradient of the LM head: 0\.\d*[1-9]",

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from policy_split import cli, extras
-from policy_split.data import load_prompts
-from policy_split.math_reward import math_reward
-from policy_split.plot import plot_run
+from policy_split import extras
+from policy_split.commands import main as cli
+from policy_split.data.datasets import load_prompts
+from policy_split.report.plot import plot_run
+from policy_split.rewards.math import math_reward
 
 STEP = {"policy_split/kl_high_normal": 0.1, "policy_split/kl_normal_high": 0.2}
 STEP |= {f"{mode}/{name}": 0.5 for mode in ("normal", "high_entropy") for name in ("reward", "entropy")}

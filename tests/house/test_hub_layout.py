@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "hub_layout.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "hub_layout.py"
 USE = """
 import importlib.util, sys
 from pathlib import Path

@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutations
 import pytest
 from mutations import MUTANTS
 
-FOLDER = Path(__file__).parent
+RUN = Path(mutations.__file__).with_name("mutation_run.py")
 BACKENDS = ("torch", "native", "triton")
 
 
@@ -39,7 +40,7 @@ def reports(tmp_path_factory):
         *(mutant._asdict() | {"name": key(mutant), "backend": mutant.backend} for mutant in MUTANTS),
     ]
     run = subprocess.run(
-        [sys.executable, str(FOLDER / "mutation_run.py"), str(tmp_path_factory.mktemp("mutants"))],
+        [sys.executable, str(RUN), str(tmp_path_factory.mktemp("mutants"))],
         input=json.dumps(every), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LIBRARIES = {"default", "avx2", "avx512"} if platform.machine() in ("x86_64", "AMD64") else {"default"}
 
 
@@ -48,9 +48,9 @@ def test_wheel(tmp_path):
     names, wheel, _ = build(tmp_path)
     assert "-py3-none-" in wheel
     assert {n for n in names if n.endswith(".so")} == {
-        f"policy_split_kernels/libpolicy_split_kernels_{instruction_set}.so" for instruction_set in LIBRARIES
+        f"policy_split_kernels/cpu/libpolicy_split_kernels_{instruction_set}.so" for instruction_set in LIBRARIES
     }
-    assert "policy_split/trainer.py" in names
+    assert "policy_split/training/trainer.py" in names
     assert not [name for name in names if name.startswith(("kernels/", "tests/", "benchmarks/"))]
 
 
@@ -58,5 +58,5 @@ def test_wheel(tmp_path):
 def test_wheel_without_a_compiler(tmp_path):
     names, _, said = build(tmp_path, CXX="/bin/false")
     assert not [name for name in names if name.endswith(".so")]
-    assert "policy_split_kernels/reference.py" in names
+    assert "policy_split_kernels/reference/logits.py" in names
     assert "the native CPU kernels could not be built" in said

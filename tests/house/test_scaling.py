@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks import scaling
-from benchmarks.cost_model import (
+from benchmarks.scaling import points as scaling
+from benchmarks.scaling.cost_model import (
     Batch,
     Machine,
     Model,

@@ -10,15 +10,16 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
-from policy_split_kernels import linear as linear_module
+from trl_runs import settings, trainer
 
 from policy_split import dual_mode_advantages, dual_mode_loss
 from policy_split.integrations.interleaved import blocks_of, modes_of_rows, rows_of
 from policy_split.modes import HIGH_ENTROPY, NORMAL
+from policy_split_kernels import linear as linear_module
 
 trl = pytest.importorskip("trl", reason="trl is not installed", exc_type=ImportError)
-from policy_split.integrations import trl as ours  # noqa: E402
-from policy_split.integrations import trl_kernels  # noqa: E402
+from policy_split.integrations.trl import kernels as trl_kernels  # noqa: E402
+from policy_split.integrations.trl import trainer as ours  # noqa: E402
 
 # transformers renames activation checkpointing, and TRL 1.16 calls it by its old name
 pytestmark = [
@@ -26,38 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:trl"),
 ]
 CHAT = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in tiny.QUESTIONS]
-
-
-def settings(folder, **options):
-    return {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "per_device_train_batch_size": 8,
-        "num_generations": 8,
-        "max_completion_length": 6,
-        "max_steps": 1,
-        "logging_steps": 1,
-        "learning_rate": 1e-2,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "gradient_checkpointing": False,
-    } | options
-
-
-def trainer(folder, *, model=None, reward=tiny.reward, questions=tiny.QUESTIONS, **options):
-    given = {name: options.pop(name) for name in ("eval_dataset", "peft_config") if name in options}
-    given = {name: Dataset.from_list(x) if isinstance(x, list) else x for name, x in given.items()}
-    options = {"high_entropy_prompt": "explore", "clamp": "code", "eta_high": 0.5} | options
-    return ours.PolicySplitGRPOTrainer(
-        tiny.model() if model is None else model,
-        reward,
-        ours.PolicySplitGRPOConfig(**settings(folder, **options)),
-        train_dataset=Dataset.from_list(questions),
-        processing_class=tiny.tokenizer(chat=not isinstance(questions[0]["prompt"], str)),
-        **given,
-    )
 
 
 def saved_model(folder):

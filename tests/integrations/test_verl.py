@@ -16,10 +16,10 @@ import tiny
 import torch
 
 from policy_split import dual_mode_advantages, dual_mode_loss, extras
-from policy_split.integrations.verl_rows import order_of, place_of, policy_split_advantages
+from policy_split.integrations.keyed_rows import order_of, place_of, policy_split_advantages
 from policy_split.modes import encode_prompt
 
-CONFIG = Path(__file__).parents[1] / "examples" / "verl"
+CONFIG = Path(__file__).parents[2] / "examples" / "verl"
 # two questions, two responses of each mode, in no order
 KEYS = [f"{uid}_{session}_{index}" for index in (1, 0) for session in (2, 0, 3, 1) for uid in ("q_1", "q_2")]
 
@@ -62,10 +62,11 @@ def test_unfit_rows():
         order_of(["q"], 2)
 
 
-@pytest.mark.parametrize("module", ["verl", "verl_kernels"])
+@pytest.mark.parametrize("module", ["verl", "verl.kernels"])
 def test_without_verl(monkeypatch, module):
     monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.delitem(sys.modules, f"policy_split.integrations.{module}", raising=False)
+    for name in [name for name in sys.modules if name.startswith("policy_split.integrations.verl")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r"needs the package verl: pip install policy-split\[verl\]"):
         importlib.import_module(f"policy_split.integrations.{module}")
 
@@ -78,7 +79,7 @@ def ours():
         from verl.trainer.ppo.v1 import agent_loop_tq, trainer_sync  # noqa: F401
         from verl.workers.utils import padding  # noqa: F401
 
-        from policy_split.integrations import verl
+        from policy_split.integrations.verl import trainer as verl
     return verl
 
 
@@ -324,7 +325,7 @@ def test_fused_kernels(ours, monkeypatch):
 
     monkeypatch.setattr(FusedLinearForPPO, "forward", FusedLinearForPPO.forward)  # put back at the end
     theirs = results()
-    from policy_split.integrations import verl_kernels
+    from policy_split.integrations.verl import kernels as verl_kernels
 
     assert FusedLinearForPPO.forward is verl_kernels.fused_linear
     for found, expected in zip(results(), theirs, strict=True):

@@ -17,8 +17,8 @@ import pytest
 import tiny
 
 pytest.importorskip("verl", reason="verl is not installed", exc_type=ImportError)
-TESTS = Path(__file__).parent
-RUN = TESTS.parent / "examples" / "verl" / "run.sh"
+SUPPORT = Path(tiny.__file__).parent
+RUN = Path(__file__).parents[2] / "examples" / "verl" / "run.sh"
 PROCESSES = 2
 CLUSTER = f"""
 import ray, sys
@@ -67,7 +67,7 @@ SETTINGS = {
 @pytest.fixture
 def environment():
     """Of every process but what names the modules, which the launch alone has."""
-    own = {"VERL_PLATFORM": "cpu", "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    own = {"VERL_PLATFORM": "cpu", "PYTHONPATH": str(SUPPORT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {k: v for k, v in os.environ.items() if k != "VERL_USE_EXTERNAL_MODULES"} | own | {"PATH": path}
@@ -111,7 +111,7 @@ def metrics_of(said: str) -> list[dict[str, float]]:
 
 @pytest.mark.timeout(500)
 def test_two_steps(environment, address, folder):
-    modules = {"VERL_USE_EXTERNAL_MODULES": "verl_cpu,policy_split.integrations.verl_kernels"}
+    modules = {"VERL_USE_EXTERNAL_MODULES": "verl_cpu,policy_split.integrations.verl.kernels"}
     settings = SETTINGS | {
         "reward.custom_reward_function.path": folder / "reward.py",
         "+ray_kwargs.ray_init.address": address,

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from policy_split import isolated
-from policy_split.isolated import Isolated, Result
-from policy_split.isolated_server import Lines
+from policy_split.isolation import isolated
+from policy_split.isolation.isolated import Isolated, Result
+from policy_split.isolation.server import Lines
 
-HOSTILE = Path(__file__).with_name("hostile.py")
+HOSTILE = Path(__file__).parents[1] / "support" / "hostile.py"
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_a_line_is_waited_for_no_longer_than_asked():
 
 PARENT = """
 import sys
-from policy_split.isolated import Isolated
+from policy_split.isolation.isolated import Isolated
 worker = Isolated(sys.argv[1], seconds=600)
 begun = worker.results(["process", sys.argv[2]])
 print(worker.process.pid, next(begun).value, flush=True)

@@ -243,8 +243,8 @@ def test_logits_dtype(logits_dtype, on_gpu_path):
 def on_gpu_path(request, monkeypatch):
     """As on a GPU: 16-bit logits and products; the sums in float32 by widened factors, for want of its GEMM here."""
     if request.param:
-        monkeypatch.setattr("policy_split_kernels.linear_products.widens", lambda device: False)
-        monkeypatch.setattr("policy_split_kernels.linear_chunks.GPU_TOKENS", 4)
+        monkeypatch.setattr("policy_split_kernels.lm_head.products.widens", lambda device: False)
+        monkeypatch.setattr("policy_split_kernels.lm_head.chunks.GPU_TOKENS", 4)
     return request.param
 
 
@@ -377,7 +377,7 @@ def test_one_dtype_of_everything_under_autocast():
 
 
 def test_the_weight_in_autocasts_dtype_is_not_kept_for_backward(monkeypatch):
-    monkeypatch.setattr("policy_split_kernels.linear_products.widens", lambda device: False)
+    monkeypatch.setattr("policy_split_kernels.lm_head.products.widens", lambda device: False)
     head = Head(vocabulary=211, dim=13)
     with torch.autocast("cpu", torch.bfloat16):
         loss = head.dual_mode().loss

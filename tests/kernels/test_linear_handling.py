@@ -186,7 +186,7 @@ def test_compiled(function):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_every_backend(backend, dtype, monkeypatch):
     """Everything at once: chunks, parts of a widened weight, masked tokens, options, upstream, a second backward."""
-    monkeypatch.setattr("policy_split_kernels.linear_products.PART_BYTES", 10 * 8 * 4)
+    monkeypatch.setattr("policy_split_kernels.lm_head.products.PART_BYTES", 10 * 8 * 4)
     head, tolerance = Head(dtype=dtype), {torch.float64: 1e-6, torch.bfloat16: 2**-8}[dtype]
     keep = torch.rand(23, 57, generator=torch.Generator().manual_seed(9)) > 0.2
     options = {"keep_mask": keep.scatter(1, head.targets.clamp(min=0)[:, None], True)}

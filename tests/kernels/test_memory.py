@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from policy_split_kernels import memory
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -5,7 +5,12 @@ import ctypes
 import pytest
 import torch
 import truth
-from policy_split_kernels import native, native_divergence, native_library, reference, reference_divergence
+
+from policy_split_kernels.cpu import divergence as native_divergence
+from policy_split_kernels.cpu import library as native_library
+from policy_split_kernels.cpu import logits as native
+from policy_split_kernels.reference import divergence as reference_divergence
+from policy_split_kernels.reference import logits as reference
 
 CAPABILITIES = {"default": 0, "avx2": 1, "avx512": 2}
 HERE = {"AVX512": 2, "AVX2": 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
@@ -13,7 +18,7 @@ HERE = {"AVX512": 2, "AVX2": 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
 
 def test_the_library_was_built_and_loads():
     """Without it everything still works, many times slower: this is the one place that notices."""
-    library = native_library.library()
+    library = native_library.opened()
     assert library is not None, native_library.why_missing()
     expected = next(name for name, level in CAPABILITIES.items() if level == HERE)
     assert library.ps_instruction_set().decode() == expected
@@ -47,7 +52,7 @@ def arguments(dtype, rows, vocabulary, options=False):
 def test_every_instruction_set(monkeypatch, instruction_set, dtype, vocabulary, options):
     opened = native_library.load_library(instruction_set)
     assert opened is not None
-    monkeypatch.setattr(native_library, "library", lambda: opened)
+    monkeypatch.setattr(native_library, "opened", lambda: opened)
     call = arguments(dtype, 5, vocabulary, options)
     exact = [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in call]
     gradient = torch.full_like(call[0], 7.0)
@@ -69,7 +74,7 @@ def test_every_instruction_set(monkeypatch, instruction_set, dtype, vocabulary, 
 def test_every_number_of_a_short_type_is_read_and_rounded_as_in_torch(monkeypatch, instruction_set, dtype):
     """All 65,536 bit patterns through load, times a factor, store: scale_rows_ does nothing else."""
     opened = native_library.load_library(instruction_set)
-    monkeypatch.setattr(native_library, "library", lambda: opened)
+    monkeypatch.setattr(native_library, "opened", lambda: opened)
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, 16, -1)
     for factor in (0.999, -3.14159, 1e-3, 1.5):  # 1.5: half of the odd numbers end in a tie
         scaled = every.clone()
@@ -163,7 +168,7 @@ def pair_results(module, call, upstream):
 @pytest.mark.parametrize("vocabulary", [1, 3, 16, 65, 2053, 4100])
 def test_the_divergence_of_every_instruction_set(monkeypatch, instruction_set, dtype, vocabulary):
     opened = native_library.load_library(instruction_set)
-    monkeypatch.setattr(native_library, "library", lambda: opened)
+    monkeypatch.setattr(native_library, "opened", lambda: opened)
     call, upstream = pair_arguments(dtype, 5, vocabulary)
     exact = [x.double() if x.is_floating_point() else x for x in call]
     expected = pair_results(reference_divergence, exact, [x.double() for x in upstream])

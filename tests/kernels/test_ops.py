@@ -6,10 +6,13 @@ import itertools
 
 import pytest
 import torch
-from policy_split_kernels import backends, native, native_library, ops, reference
 
 import policy_split
 from policy_split import dual_mode_loss, logprobs_and_entropy, mode_divergence
+from policy_split_kernels import backends, ops
+from policy_split_kernels.cpu import library as native_library
+from policy_split_kernels.cpu import logits as native
+from policy_split_kernels.reference import logits as reference
 
 N, V = 6, 11
 CELLS = {
@@ -196,7 +199,7 @@ def test_choice_of_backend(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert policy_split.get_backend() == "auto"
     assert backends.cells(cpu) is native
-    assert backends.cells(gpu).__name__.endswith("triton_logits")
+    assert backends.cells(gpu).__name__.endswith("gpu.logits")
     assert backends.cells(torch.device("meta")) is reference
     monkeypatch.setenv("POLICY_SPLIT_BACKEND", "torch")
     assert backends.cells(cpu) is reference
@@ -224,7 +227,7 @@ def test_triton_refuses_cpu_tensors_outside_the_interpreter(monkeypatch):
 
 def test_a_missing_library_is_said_once_and_torch_serves(monkeypatch):
     monkeypatch.setattr(backends, "_chosen", "auto")
-    monkeypatch.setattr(native_library, "library", lambda: None)
+    monkeypatch.setattr(native_library, "opened", lambda: None)
     with pytest.warns(RuntimeWarning, match="plain PyTorch serves, many times slower"):
         assert backends.cells(torch.device("cpu")) is reference
     monkeypatch.setattr(backends, "_chosen", "native")

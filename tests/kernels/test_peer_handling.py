@@ -6,10 +6,10 @@ Wrong numbers, and the themes that belong to the LM head, are in `test_peer_mist
 import pytest
 import torch
 from peer_inputs import assert_true, random_batch, tokens, values_and_gradients
-from policy_split_kernels import autograd, backends
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from policy_split import dual_mode_loss, logprobs_and_entropy, mode_divergence
+from policy_split_kernels import autograd, backends
 
 
 @pytest.mark.parametrize("backend", ["torch", "native"], indirect=True)

@@ -6,9 +6,9 @@ import time
 
 import pytest
 import torch
-from policy_split_kernels import autograd
 
 from policy_split import dual_mode_loss, logprobs_and_entropy, mode_divergence
+from policy_split_kernels import autograd
 
 V = 2053
 SETTINGS = {"entropy_coef": (0.1, 0.3), "kl_coef": (0.2, 0.05), "clip_delta": 2.0}

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("triton")
 pytestmark = pytest.mark.timeout(600)  # the first test waits for all compilations, minutes on two free cores
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TARGETS = ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"]
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 LONGEST = 151936
@@ -52,7 +52,7 @@ def reports(tmp_path_factory, environment):
 @pytest.fixture(scope="module")
 def others(environment):
     """Variants by shape, and kernels that must fail the checks, of each target."""
-    command = [sys.executable, Path(__file__).with_name("static_child.py"), *TARGETS]
+    command = [sys.executable, Path(__file__).parents[1] / "support" / "static_child.py", *TARGETS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)

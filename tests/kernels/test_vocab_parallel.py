@@ -6,17 +6,16 @@ import cases
 import formulas
 import pytest
 import torch
+from closeness import assert_gradients, assert_values, statistics_sizes
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from policy_split_kernels import ops
-from policy_split_kernels.reference import ELSEWHERE, IGNORE_INDEX, statistics_dtype
-from policy_split_kernels.reference_loss import RowStatistics
-from policy_split_kernels.rows import as_rows, inverse_temperature_vector, keep_rows
-from policy_split_kernels.vocab_parallel import VocabShard, local_targets, shard_max, shard_sums, statistics_of_sums
 from processes import run_in_processes
-from test_properties import assert_gradients, assert_values, statistics_sizes
 
 from policy_split import DualModeLoss, dual_mode_loss, logprobs_and_entropy
+from policy_split_kernels import ops
+from policy_split_kernels.contract import ELSEWHERE, IGNORE_INDEX, RowStatistics, statistics_dtype
+from policy_split_kernels.rows import as_rows, inverse_temperature_vector, keep_rows
+from policy_split_kernels.vocab_parallel import VocabShard, local_targets, shard_max, shard_sums, statistics_of_sums
 
 INF, NAN = float("inf"), float("nan")
 QUARTERS = (0.0, 1.0986122886681098)  # their softmax is (1/4, 3/4)

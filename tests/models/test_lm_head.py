@@ -15,46 +15,15 @@ import pytest
 import tiny
 import torch
 import transformers
+from lm_models import KINDS, V, made
 from torch import nn
 
 from policy_split import dual_mode_loss, linear_dual_mode_loss, linear_logprobs_and_entropy, linear_token_loss
-from policy_split.lm_head import UnknownHeadError, is_patched, patch_lm_head, unpatch_lm_head
-from policy_split.models import enable_checkpointing
+from policy_split.models.lm_head import UnknownHeadError, is_patched, patch_lm_head, unpatch_lm_head
+from policy_split.models.policy import enable_checkpointing
 
-V, KEPT = 61, 5  # V is no multiple of a vector's lanes
-SIZES = {
-    "vocab_size": V, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2,
-}  # fmt: skip
-GPT2 = {"vocab_size": V, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32} | {
-    f"{name}_pdrop": 0.0 for name in ("attn", "embd", "resid")
-}
-EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
-KINDS = {
-    "llama": ("Llama", SIZES),
-    "qwen3 tied": ("Qwen3", SIZES | {"tie_word_embeddings": True}),
-    "gemma2": ("Gemma2", SIZES | {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8}),  # tied
-    "gpt2": ("GPT2", GPT2 | {"bos_token_id": 1, "eos_token_id": 2}),  # tied
-    "mixtral": ("Mixtral", SIZES | EXPERTS),
-    "mixtral router": ("Mixtral", SIZES | EXPERTS | {"output_router_logits": True, "router_aux_loss_coef": 0.1}),
-    "cohere": ("Cohere", {k: v for k, v in SIZES.items() if k != "head_dim"} | {"logit_scale": 0.25}),  # tied
-    "granite": ("Granite", {k: v for k, v in SIZES.items() if k != "head_dim"} | {"logits_scaling": 4.0}),
-}
+KEPT = 5
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
-
-
-def made(kind="llama", **options):
-    family, settings = KINDS[kind]
-    config = getattr(transformers, f"{family}Config")(**settings | options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = getattr(transformers, f"{family}{'LMHeadModel' if family == 'GPT2' else 'ForCausalLM'}")(config)
-        with torch.no_grad():  # distributions that differ; initial weights are nearly uniform
-            for parameter in model.parameters():
-                if parameter.dim() == 2:
-                    parameter.mul_(8.0)
-    return model.eval()
 
 
 def batch(kept=KEPT):

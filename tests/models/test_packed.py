@@ -6,28 +6,17 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lm_models import EXPERTS, SIZES, made
 from packaging import version
-from test_lm_head import EXPERTS, SIZES, made
-from test_trainer import lines, trainer, weights
+from packed_cases import QUESTIONS, rolled, sliding
+from trained import lines, trainer, weights
 
-from policy_split.batches import PackedBatch, PaddedBatch
-from policy_split.lm_head import patch_lm_head
-from policy_split.models import Policy, enable_checkpointing
-from policy_split.rewards import as_reward_functions
-from policy_split.rollout import make_rollout, micro_batches, score
+from policy_split.models.batches import PackedBatch, PaddedBatch
+from policy_split.models.lm_head import patch_lm_head
+from policy_split.models.policy import Policy, enable_checkpointing
+from policy_split.rollouts.rollout import micro_batches, score
 
-QUESTIONS = [*tiny.QUESTIONS, {"prompt": " ".join("1234567890" * 2), "wanted": "a"}]
 SMALL = {name: SIZES[name] for name in ("vocab_size", "hidden_size", "eos_token_id", "pad_token_id")}
-
-
-def sliding(window=4):
-    """Attends to the last 4 tokens, fewer than prompts and responses have."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=window))
-    with torch.no_grad():
-        model.lm_head.weight.mul_(8.0)
-    return model
 
 
 def policies(model, *, fused=False):
@@ -36,11 +25,6 @@ def policies(model, *, fused=False):
         patch_lm_head(model)
     tokenizer = tiny.tokenizer()
     return [Policy(model, tokenizer, fused=fused, packed=packed) for packed in (False, True)]
-
-
-def rolled(policy, config, seed=3, num_generations=3):
-    functions = as_reward_functions(tiny.reward, None)
-    return make_rollout(policy, QUESTIONS, functions, config, num_generations=num_generations, seed=seed)
 
 
 def packed_trainer(folder, packed=True, **options):

@@ -4,13 +4,13 @@ import flash_attn_stand_in
 import pytest
 import tiny
 import torch
-from test_lm_head import SIZES
-from test_packed import QUESTIONS, rolled, sliding
-from test_trainer import lines, trainer, weights
+from lm_models import SIZES
+from packed_cases import QUESTIONS, rolled, sliding
+from trained import lines, trainer, weights
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
-from policy_split.models import Policy, load_model
-from policy_split.rollout import micro_batches, score
+from policy_split.models.policy import Policy, load_model
+from policy_split.rollouts.rollout import micro_batches, score
 
 LAYERS = 2
 

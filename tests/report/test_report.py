@@ -12,15 +12,15 @@ from browser import Browser, find_browser
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from policy_split.models import Policy
-from policy_split.report import report, run
-from policy_split.report_charts import smooth, thin, ticks
-from policy_split.report_page import element, escape
-from policy_split.report_runs import spread
-from policy_split.rewards import as_reward_functions
-from policy_split.rollout import make_rollout, score_rollout
-from policy_split.samples import sample_rows, token_texts
-from policy_split.trainer import PolicySplitTrainer
+from policy_split.models.policy import Policy
+from policy_split.report.build import report, run
+from policy_split.report.charts import smooth, thin, ticks
+from policy_split.report.page import element, escape
+from policy_split.report.runs import spread
+from policy_split.rewards.functions import as_reward_functions
+from policy_split.rollouts.rollout import make_rollout, score_rollout
+from policy_split.rollouts.samples import sample_rows, token_texts
+from policy_split.training.trainer import PolicySplitTrainer
 
 HOSTILE = '</script><script>window.broken=1</script><img src=x onerror="window.broken=1"></style>"\'&amp;'
 VOID = {"meta"}

@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 
-from policy_split.rewards import as_reward_functions, check_columns, compute_rewards, load_reward, reward_name
+from policy_split.rewards.functions import as_reward_functions, check_columns, compute_rewards, load_reward, reward_name
 
 PROMPTS, TEXTS, IDS = ["p", "q"], ["x", "yy"], [[5], [6, 7]]
 

@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 
-from policy_split.models import Policy
-from policy_split.rewards import as_reward_functions
-from policy_split.rollout import BLOCKS, cut, make_rollout, optimizer_batches, score
+from policy_split.models.policy import Policy
+from policy_split.rewards.functions import as_reward_functions
+from policy_split.rollouts.rollout import BLOCKS, cut, make_rollout, optimizer_batches, score
 
 EOS = 2
 P, N = len(tiny.QUESTIONS), 4

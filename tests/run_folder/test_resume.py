@@ -21,11 +21,11 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from policy_split import checkpoints
-from policy_split.state_files import read_state, write_state
-from policy_split.stopping import StopRequest
-from policy_split.trainer import PolicySplitTrainer
-from policy_split.whole_folder import damage
+from policy_split.run_folder import checkpoints
+from policy_split.storage.state_files import read_state, write_state
+from policy_split.storage.whole_folder import damage
+from policy_split.training.stopping import StopRequest
+from policy_split.training.trainer import PolicySplitTrainer
 
 STEPS = {"max_steps": 4, "save_steps": 1}
 

@@ -8,7 +8,7 @@ import accelerate.tracking
 import pytest
 import tiny
 
-from policy_split.trainer import PolicySplitTrainer
+from policy_split.training.trainer import PolicySplitTrainer
 
 REWARD = "normal/reward"
 # what the libraries themselves do not keep to

@@ -12,29 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import study_plan
 from scipy import stats
+from study_plan import PLAN, TINY
 
-from policy_split import cli
+from policy_split.commands import main as cli
+from policy_split.commands import study as command
 from policy_split.config import PolicySplitConfig
-from policy_split.countdown import Countdown
-from policy_split.countdown_sizes import SIZES, CountdownSize, find_size, load_size, save_size
-from policy_split.study import command, runner
-from policy_split.study.plan import PLANS, SEEDS, SPLIT_SEEDS, Plan
+from policy_split.countdown.sizes import SIZES, find_size, load_size, save_size
+from policy_split.study import runner
+from policy_split.study.plan import PLANS, SEEDS, SPLIT_SEEDS
 from policy_split.study.results import read_results
 from policy_split.study.statistics import difference, estimate
 from policy_split.study.variants import ABLATIONS, BASELINES, NAMES, chosen_variants
-
-TINY = CountdownSize(
-    Countdown(numbers=2, largest=9, largest_target=20, fewest_answers=1, test_share=0.2),
-    width=32,
-    layers=2,
-    train_questions=40,
-    held_out_questions=12,
-    warm_start_examples=100,
-    warm_start_steps=200,
-    own_settings={"max_steps": 4, "prompts_per_step": 4, "num_generations": 2, "save_steps": 1, "sample_steps": 0},
-)
-PLAN = Plan(TINY, chosen_variants(["grpo", "policy_split"], 0.6), (1, 2), samples=8)
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +142,11 @@ def test_a_stopped_study_goes_on_to_the_same_weights(done, tmp_path):
     shutil.copytree(done / "warm-start", folder / "warm-start")
     script = tmp_path / "study.py"
     script.write_text(
-        "import sys, test_study\nfrom policy_split import cli\nfrom policy_split.study import command\n"
-        "command.PLANS['cpu'] = test_study.PLAN\n"
+        "import sys, study_plan\nfrom policy_split.commands import main as cli, study as command\n"
+        "command.PLANS['cpu'] = study_plan.PLAN\n"
         "if __name__ == '__main__':\n    sys.exit(cli.main(['study', *sys.argv[1:]]))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(study_plan.__file__).parent)}
     base = [sys.executable, str(script), "--output", str(folder), "--jobs", "1"]
     process = subprocess.Popen(base, env=environment, stderr=subprocess.DEVNULL)
     wait_for(lambda: list(folder.glob("grpo-1/checkpoints/checkpoint-*")))

@@ -10,9 +10,9 @@ from pathlib import Path
 import tiny
 import torch
 
-from policy_split.countdown import Countdown, countdown_model, countdown_tokenizer, warm_start_examples
-from policy_split.trainer import PolicySplitTrainer
-from policy_split.warm_start import warm_start
+from policy_split.countdown.problems import Countdown, countdown_model, countdown_tokenizer, warm_start_examples
+from policy_split.training.trainer import PolicySplitTrainer
+from policy_split.training.warm_start import warm_start
 
 torch.set_num_threads(1)
 

@@ -8,8 +8,8 @@ from unittest.mock import patch
 import tiny
 import torch
 
-from policy_split import rollout
-from policy_split.trainer import PolicySplitTrainer
+from policy_split.rollouts import rollout
+from policy_split.training.trainer import PolicySplitTrainer
 
 # prompts_per_step is 4: each of two processes has two questions
 OPTIONS = {"prompts_per_step": 4, "num_generations": 3, "max_steps": 3, "per_device_train_batch_size": 7}

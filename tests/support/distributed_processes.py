@@ -19,10 +19,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from policy_split import PolicySplitConfig, cli, countdown_job
-from policy_split.countdown import Countdown
-from policy_split.countdown_sizes import CountdownSize
-from policy_split.sharding import gathered
+from policy_split import PolicySplitConfig
+from policy_split.commands import main as cli
+from policy_split.countdown import job as countdown_job
+from policy_split.countdown.problems import Countdown
+from policy_split.countdown.sizes import CountdownSize
+from policy_split.models.sharding import gathered
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 

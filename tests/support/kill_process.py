@@ -21,8 +21,9 @@ import numpy
 import tiny
 import torch
 
-from policy_split import checkpoints, runlog, whole_folder
-from policy_split.trainer import PolicySplitTrainer
+from policy_split.run_folder import checkpoints, runlog
+from policy_split.storage import whole_folder
+from policy_split.training.trainer import PolicySplitTrainer
 
 OPTIONS = {"max_steps": 9, "save_steps": 2, "save_total_limit": 2, "overwrite_output_dir": True}
 OPTIONS |= {

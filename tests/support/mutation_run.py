@@ -31,7 +31,7 @@ import torch
 import torch._dynamo  # as the first call of an operator does
 import triton  # noqa: F401
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 AT_ONCE = 2
 SECONDS = 100  # of one mutant
 # Not optimised: built in a second, and the formulas are the same.
@@ -43,17 +43,17 @@ COMPILE = [
 
 def copy_of_kernels(folder, mutant):
     """The package under its import name, with the mutant's text replaced and its library built if that is in C++."""
-    package = Path(folder) / mutant["name"] / "policy_split_kernels"
-    shutil.copytree(ROOT / "kernels", package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    (package / "__init__.py").touch()  # a regular package: none of its modules can come from the repository
+    kernels = Path(folder) / mutant["name"]
+    shutil.copytree(ROOT / "kernels", kernels, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    package = kernels / "policy_split_kernels"
     if mutant["file"] is not None:
-        path = package / mutant["file"]
+        path = (kernels if mutant["backend"] == "native" else package) / mutant["file"]
         text = path.read_text()
         assert text.count(mutant["text"]) == 1, f"{text.count(mutant['text'])} times in {mutant['file']}"
         path.write_text(text.replace(mutant["text"], mutant["broken"]))
     if mutant["backend"] == "native":
-        library = package / "libpolicy_split_kernels_default.so"
-        sources = sorted(map(str, (package / "cpu").glob("*.cpp")))
+        library = package / "cpu" / "libpolicy_split_kernels_default.so"
+        sources = sorted(map(str, (kernels / "cpp").glob("*.cpp")))
         subprocess.run([*COMPILE, *sources, "-o", str(library)], check=True)
     return package
 

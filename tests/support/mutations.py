@@ -1,14 +1,14 @@
 """One wrong formula each: where, the right text, the wrong one, and the tests that have to notice.
 
-The text must stand in its file exactly once, so that the table cannot outlive what it breaks. A test is a file of this
-folder and an expression of pytest's -k; it runs on the backend of the file.
+The text must stand in its file exactly once, so that the table cannot outlive what it breaks. A test is a file of
+tests/ and an expression of pytest's -k; it runs on the backend of the file.
 """
 
 from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    file: str  # of kernels/
+    file: str  # of kernels/policy_split_kernels/, or of kernels/ where it begins with cpp/
     name: str
     text: str
     broken: str
@@ -16,24 +16,24 @@ class Mutant(NamedTuple):
 
     @property
     def backend(self):
-        return "native" if self.file.startswith("cpu/") else "triton" if self.file.startswith("triton") else "torch"
+        return "native" if self.file.startswith("cpp/") else "triton" if self.file.startswith("gpu/") else "torch"
 
 
-LITERAL = ("test_loss.py test_literal",)
-STATISTICS = ("test_properties.py statistics_of_any_case",)
-LOSS = ("test_properties.py loss_of_any_case",)
-DIVERGENCE = ("test_properties.py divergence_of_any_case",)
-MASKED = ("test_peer_mistakes.py test_ignored",)
-INFINITE = ("test_peer_mistakes.py test_zero_times",)
-TAIL = ("test_peer_mistakes.py test_vocabularies",)
-EDGES = ("test_edges.py moves_by_more or enormous or payload or not_moved",)
-PARTS = ("test_vocab_parallel.py test_parts_add_up",)
-ELSEWHERE = ("test_vocab_parallel.py TestTargetElsewhere",)
-HEAD = ("test_linear_handling.py every_backend",)
-UPSTREAM = ("test_peer_handling.py test_every_token",)
+LITERAL = ("losses/test_loss.py test_literal",)
+STATISTICS = ("kernels/test_properties.py statistics_of_any_case",)
+LOSS = ("kernels/test_properties.py loss_of_any_case",)
+DIVERGENCE = ("kernels/test_properties.py divergence_of_any_case",)
+MASKED = ("kernels/test_peer_mistakes.py test_ignored",)
+INFINITE = ("kernels/test_peer_mistakes.py test_zero_times",)
+TAIL = ("kernels/test_peer_mistakes.py test_vocabularies",)
+EDGES = ("kernels/test_edges.py moves_by_more or enormous or payload or not_moved",)
+PARTS = ("kernels/test_vocab_parallel.py test_parts_add_up",)
+ELSEWHERE = ("kernels/test_vocab_parallel.py TestTargetElsewhere",)
+HEAD = ("kernels/test_linear_handling.py every_backend",)
+UPSTREAM = ("kernels/test_peer_handling.py test_every_token",)
 
 TABLE = {
-    "reference_loss.py": [
+    "reference/loss.py": [
         ("clip_bounds_swapped",
          "ratio.clamp(1 - clip_low, 1 + clip_high)", "ratio.clamp(1 - clip_high, 1 + clip_low)", LOSS),
         ("clip_keeps_its_gradient", "torch.where(clipped, 0.0, ratio * advantages)", "ratio * advantages", LITERAL),
@@ -46,7 +46,7 @@ TABLE = {
         ("sampler_weight_not_capped", ".exp().clamp(max=sampler_cap)", ".exp()", LOSS),
         ("sampler_weight_inverted", "(old_logprobs - sampler_logprobs)", "(sampler_logprobs - old_logprobs)", LOSS),
     ],
-    "reference.py": [
+    "reference/logits.py": [
         ("entropy_gradient_sign", "- grad_entropy[:, None] * to", "+ grad_entropy[:, None] * to", STATISTICS),
         ("entropy_missing_in_its_gradient", "p * (log_p + entropy[:, None])", "p * log_p", STATISTICS),
         ("p_missing_at_the_target", "to(p.dtype)) - p\n", "to(p.dtype))\n", STATISTICS),
@@ -62,7 +62,7 @@ TABLE = {
         ("elsewhere_in_the_gradient", "here[:, None].to(p.dtype)", "1.0", ELSEWHERE),
         ("elsewhere_in_the_logprob", "torch.where(here, d.gather(", "torch.where(valid, d.gather(", ELSEWHERE),
     ],
-    "reference_divergence.py": [
+    "reference/divergence.py": [
         ("directions_swapped",
          "_mean_gap(log_p, log_q),\n        _mean_gap(log_q, log_p),",
          "_mean_gap(log_q, log_p),\n        _mean_gap(log_p, log_q),", DIVERGENCE),
@@ -83,7 +83,7 @@ TABLE = {
     "autograd.py": [
         ("upstream_gradient_ignored", "ops.scale_rows_(formed, grad_losses.contiguous())", "pass", UPSTREAM),
     ],
-    "linear_products.py": [
+    "lm_head/products.py": [
         ("weight_gradient_of_the_last_chunk", "grad.t(), x, start=not self._started", "grad.t(), x, start=True", HEAD),
         ("hidden_gradient_of_the_last_part",
          "weight_part(part), start=part.start == 0", "weight_part(part), start=True", HEAD),
@@ -92,24 +92,24 @@ TABLE = {
          "_set_product(out[:, part], x, self.weight_part(part).t(), None)", HEAD),
         ("weight_gradient_in_16_bits", "return device.type == \"cpu\"", "return False", HEAD),
     ],
-    "linear_chunks.py": [
+    "lm_head/chunks.py": [
         ("tokens_that_do_not_count", "len(places) == self._count else places", "len(places) > 0 else places", HEAD),
         ("vectors_of_the_first_tokens", "return x[self.index] if", "return x[: len(self.places(x.device))] if", HEAD),
         ("keep_mask_of_the_first_tokens", "places, length = chunk.places(keep_mask.device),",
          "places, length = 0 * chunk.places(keep_mask.device),", HEAD),
     ],
-    "linear_losses.py": [
+    "lm_head/losses.py": [
         ("weights_missing", "losses = chunk.take(self.weights) * losses", "pass", HEAD),
     ],
-    "linear_autograd.py": [
+    "lm_head/autograd.py": [
         ("upstream_ignored", "scale_rows_(rows, upstream.expand", "scale_rows_(rows, (0 * upstream + 1).expand", HEAD),
         ("upstream_ignored_again", "grads = (x * upstream for x in", "grads = (x * 1.0 for x in", HEAD),
     ],
-    "linear_arguments.py": [
+    "lm_head/arguments.py": [
         ("temperature_without_the_scale", "(temperature, like) * logit_scale,", "(temperature, like) * 1.0,", HEAD),
         ("softcap_without_the_scale", "else softcap / logit_scale,", "else softcap,", HEAD),
     ],
-    "cpu/policy_loss.h": [
+    "cpp/policy_loss.h": [
         ("clip_bounds_swapped",
          "low = 1 - terms.clip_low, high = 1 + terms.clip_high",
          "low = 1 - terms.clip_high, high = 1 + terms.clip_low", LOSS),
@@ -120,7 +120,7 @@ TABLE = {
         ("sampler_weight_not_capped",
          "correction > terms.sampler_cap ? terms.sampler_cap : correction", "correction", LOSS),
     ],
-    "cpu/rows.h": [
+    "cpp/rows.h": [
         ("entropy_gradient_sign", "slope = all(-grad_entropy * ln_2", "slope = all(grad_entropy * ln_2", STATISTICS),
         ("entropy_missing_in_its_gradient", "(from.entropy - from.log_sum)", "(-from.log_sum)", STATISTICS),
         ("entropy_missing_at_the_target", "p * (log_p + from.entropy)", "p * log_p", STATISTICS),
@@ -131,15 +131,15 @@ TABLE = {
         ("elsewhere_in_the_logprob", "if (target < 0) return 0;", "if (target < 0) return -log_sum;", ELSEWHERE),
         ("nan_among_minus_infinity", "std::isnan(sums.sum) && std::isinf", "false && std::isinf", ELSEWHERE),
     ],
-    "cpu/logits.h": [
+    "cpp/logits.h": [
         ("softcap_slope_missing", "g * (Real(1) - t * t)", "g", STATISTICS),
         ("keep_mask_ignored", "return kept != 0 ? x", "return kept == kept ? x", STATISTICS),
         ("slope_of_an_infinite_target", "std::isinf(x) ? 0 :", "std::isinf(x) ? 1 :", EDGES),
     ],
-    "cpu/matrix.h": [
+    "cpp/matrix.h": [
         ("mask_ignored", "(m.mask && !m.mask[n])", "false", MASKED),
     ],
-    "cpu/divergence.h": [
+    "cpp/divergence.h": [
         ("gap_not_rescaled", "gap_ab = moved(gap_ab + by * a.sum, by * scale)", "gap_ab += by * a.sum", DIVERGENCE),
         ("gap_not_shifted", "gap_ba -= by * b.sum;", "", DIVERGENCE),
         ("directions_swapped", "return {kl_ab, kl_ba, settled", "return {kl_ba, kl_ab, settled", DIVERGENCE),
@@ -149,7 +149,7 @@ TABLE = {
         ("zero_times_infinity", "return factor == 0 ? 0 : factor * gap", "return factor * gap", EDGES),
         ("nan_lost", "if (std::isnan(total.a.weighted)) total.a.sum = total.a.weighted;", "", EDGES),
     ],
-    "triton_loss.py": [
+    "gpu/loss.py": [
         ("clip_bounds_swapped", "1.0 - clip_low,", "1.0 - clip_high,", LOSS),
         ("k3_sign", "grown - x)", "grown + x)", LOSS),
         ("k3_series", "near * near * 0.5", "near * near", LITERAL),
@@ -158,22 +158,22 @@ TABLE = {
          "objective = _scaled(grad_objective, logprob)\n        grad_objective *= 1 + logprob", LOSS),
         ("sampler_weight_not_capped", "tl.where(correction > cap, cap, correction)", "correction", LOSS),
     ],
-    "triton_rows.py": [
+    "gpu/rows.py": [
         ("entropy_gradient_sign", "slope = -kept * grad_entropy", "slope = kept * grad_entropy", STATISTICS),
         ("entropy_missing_in_its_gradient", "(grad_entropy * entropy + grad_logprob)", "grad_logprob", STATISTICS),
         ("inverse_temperature_missing", "tl.exp2(-offset) * inverse_temperature", "tl.exp2(-offset)", STATISTICS),
         ("moment_not_moved", "kept * (lane_moment + shift * lane_sum) + sum", "kept * lane_moment + sum", STATISTICS),
         ("elsewhere_in_the_logprob", "logprob = tl.where(target >= 0,", "logprob = tl.where(target >= -2,", ELSEWHERE),
     ],
-    "triton_tiles.py": [
+    "gpu/tiles.py": [
         ("softcap_slope_missing", "0.0, 1 - t * t)", "0.0, 1 - t * 0)", STATISTICS),
         ("keep_mask_ignored",
          "return logits if keep is None else tl.where(keep, logits, MINUS_INF)", "return logits", STATISTICS),
     ],
-    "triton_logits.py": [
+    "gpu/logits.py": [
         ("mask_ignored", "valid = valid & (tl.load(mask_ptr + n) != 0)", "valid = valid & True", MASKED),
     ],
-    "triton_pairs.py": [
+    "gpu/pairs.py": [
         ("directions_swapped", "_kl(mean_ab + log_ratio, unknown)", "_kl(mean_ba - log_ratio, unknown)", DIVERGENCE),
         ("gap_not_shifted", "kept_a * (gap_ab + gap * sum_a)", "kept_a * gap_ab", DIVERGENCE),
         ("other_side_sign", "slope * d) + to_other * other_e", "slope * d) - to_other * other_e", DIVERGENCE),

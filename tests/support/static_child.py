@@ -11,8 +11,10 @@ import torch
 import triton
 import triton.language as tl
 
-sys.path.append(str(Path(__file__).parents[1]))  # last: `kernels/` there is not Hugging Face's package
-from benchmarks import compiled, machine_code, static
+sys.path.append(str(Path(__file__).parents[2]))  # last: `kernels/` there is not Hugging Face's package
+from benchmarks import static
+from benchmarks.machine_code import assembly as machine_code
+from benchmarks.machine_code import compiled
 
 CALLS = ("statistics", "gradient", "loss", "scale", "divergence", "divergence_gradient")
 

@@ -10,9 +10,10 @@ import warnings
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
+import tiny  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
-from test_trl_trainer import tiny, trainer  # noqa: E402
+from trl_runs import trainer  # noqa: E402
 
 from policy_split import dual_mode_advantages  # noqa: E402
 from policy_split.integrations.interleaved import blocks_of, rows_of  # noqa: E402

@@ -5,7 +5,7 @@ import sys
 import tiny
 import torch
 
-from policy_split.trainer import PolicySplitTrainer
+from policy_split.training.trainer import PolicySplitTrainer
 
 options = {"prompts_per_step": 4, "save_steps": 2, "num_iterations": 2, "beta": 0.1, "per_device_train_batch_size": 7}
 options |= {"max_steps": 3, "eval_steps": 3, "eval_num_samples": 2, "overwrite_output_dir": True}

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from policy_split import dual_mode_loss, linear_dual_mode_loss
-from policy_split.lm_head import patch_lm_head
+from policy_split.models.lm_head import patch_lm_head
 
 STEPS, ROWS, LENGTH, KEPT = 2, 4, 9, 5
 

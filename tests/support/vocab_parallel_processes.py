@@ -12,12 +12,12 @@ import formulas
 import pytest
 import torch
 import torch.distributed as dist
-from policy_split_kernels.logprobs import logprobs_and_entropy
-from policy_split_kernels.reference import ELSEWHERE
-from policy_split_kernels.vocab_parallel import vocab_shard
 from processes import SAYS
 
-from policy_split.loss import DualModeLoss, dual_mode_loss
+from policy_split.losses.dual_mode import DualModeLoss, dual_mode_loss
+from policy_split_kernels.contract import ELSEWHERE
+from policy_split_kernels.logprobs import logprobs_and_entropy
+from policy_split_kernels.vocab_parallel import vocab_shard
 
 INF, NAN = float("inf"), float("nan")
 # 2053: a prime just above the CPU's tile of 2048.

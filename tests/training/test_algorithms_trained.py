@@ -5,12 +5,12 @@ import json
 import pytest
 import tiny
 import torch
-from test_trainer import lines, trainer, weights
+from trained import lines, trainer, weights
 
-from policy_split.algorithms import ALGORITHMS
-from policy_split.baseline_step import baseline_tokens
+from policy_split.algorithms.table import ALGORITHMS
 from policy_split.config import PolicySplitConfig
-from policy_split.rollout import SINGLE_BLOCKS
+from policy_split.rollouts.rollout import SINGLE_BLOCKS
+from policy_split.training.baseline_step import baseline_tokens
 
 BASELINES = [name for name in ALGORITHMS if name != "policy_split"]
 

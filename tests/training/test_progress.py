@@ -15,12 +15,12 @@ import pytest
 import tiny
 import torch
 
-from policy_split.models import Policy
+from policy_split.models.policy import Policy
 from policy_split.progress import inner_bar, mode_postfix, showing, track
-from policy_split.sampling import sample, seeded
-from policy_split.warm_start import warm_start
+from policy_split.rollouts.sampling import sample, seeded
+from policy_split.training.warm_start import warm_start
 
-SCRIPT = Path(__file__).with_name("bars_process.py")
+SCRIPT = Path(tiny.__file__).with_name("bars_process.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
 
 
@@ -118,8 +118,8 @@ class Unread(torch.Tensor):
 
 
 def test_a_hidden_bar_reads_no_loss(monkeypatch):
-    import policy_split.warm_start as module
-    from policy_split.countdown import Countdown, countdown_model, countdown_tokenizer, warm_start_examples
+    import policy_split.training.warm_start as module
+    from policy_split.countdown.problems import Countdown, countdown_model, countdown_tokenizer, warm_start_examples
 
     tokenizer = countdown_tokenizer()
     examples = warm_start_examples(Countdown(2, 6, 12), 4, seed=0)

@@ -7,9 +7,9 @@ import pytest
 import tiny
 import torch
 
-from policy_split.regularizer import entropy_coefficients, mode_push, push_coefficients
-from policy_split.rollout import BLOCKS, cut, optimizer_batches
-from policy_split.trainer import PolicySplitTrainer
+from policy_split.rollouts.rollout import BLOCKS, cut, optimizer_batches
+from policy_split.training.regularizer import entropy_coefficients, mode_push, push_coefficients
+from policy_split.training.trainer import PolicySplitTrainer
 
 ROWS = 4 * 3 * 4
 

@@ -10,31 +10,16 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from trained import lines, trainer, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from policy_split import extras, models
-from policy_split.loss_weights import token_weights
-from policy_split.sampling import seed_of
-from policy_split.trainer import PolicySplitTrainer
+from policy_split import extras
+from policy_split.losses.weights import token_weights
+from policy_split.models import policy as models
+from policy_split.rollouts.sampling import seed_of
+from policy_split.training.trainer import PolicySplitTrainer
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
-
-
-def trainer(folder, *, model=None, reward=tiny.reward, dataset=tiny.QUESTIONS, chat=False, **options):
-    inputs = {name: options.pop(name) for name in ("eval_dataset", "ref_model") if name in options}
-    made = tiny.model() if model is None else model
-    return PolicySplitTrainer(
-        made, tiny.tokenizer(chat=chat), reward, dataset, tiny.config(folder, **options), **inputs
-    )
-
-
-def weights(run):
-    return {name: value.clone() for name, value in run.policy.bare.state_dict().items()}
-
-
-def lines(folder, *, timed=False):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return rows if timed else [{key: value for key, value in row.items() if key != "step_time"} for row in rows]
 
 
 @pytest.mark.parametrize(

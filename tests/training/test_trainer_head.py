@@ -5,10 +5,10 @@ import warnings
 import pytest
 import tiny
 import torch
-from test_trainer import lines, trainer, weights
+from trained import lines, trainer, weights
 from transformers import Qwen3ForCausalLM
 
-from policy_split import models
+from policy_split.models import policy as models
 
 
 @pytest.mark.parametrize("packed", [False, True])

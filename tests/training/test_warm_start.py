@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from policy_split.countdown import (
+from policy_split.countdown.problems import (
     HIGH_ENTROPY_PROMPT,
     Countdown,
     countdown_model,
     countdown_tokenizer,
     warm_start_examples,
 )
-from policy_split.warm_start import answer_logits, divergence_between_modes, encode_answer, warm_start
+from policy_split.training.warm_start import answer_logits, divergence_between_modes, encode_answer, warm_start
 
 TOKENIZER = countdown_tokenizer()
 EXAMPLES = warm_start_examples(Countdown(2, 6, 12), 24, seed=0)

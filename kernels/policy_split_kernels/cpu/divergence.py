@@ -1,16 +1,16 @@
-"""The operations of `reference_divergence` by the C++ library, on CPU tensors."""
+"""The operations of `reference.divergence` by the C++ library, on CPU tensors."""
 
 from torch import Tensor
 
-from . import native_library
-from .native_library import matrix_of, pointer, vectors
-from .reference_divergence import DivergenceRows
+from ..contract import DivergenceRows
+from . import library
+from .library import matrix_of, pointer, vectors
 
 
 def divergence(logits_a: Tensor, logits_b: Tensor, inverse_temperature: Tensor, mask: Tensor | None) -> DivergenceRows:
     out = DivergenceRows(*vectors(logits_a, 8))
     pair = (matrix_of(x, None, None, inverse_temperature, mask, None, None) for x in (logits_a, logits_b))
-    native_library.library().ps_divergence(*pair, native_library.Divergence(*map(pointer, out)))
+    library.opened().ps_divergence(*pair, library.Divergence(*map(pointer, out)))
     return out
 
 
@@ -38,6 +38,6 @@ def divergence_gradient(
     pair = (matrix_of(x, grad, None, inverse_temperature, mask, None, None) for x, grad in sides)
     rows = DivergenceRows(kl_ab, kl_ba, entropy_a, entropy_b, max_a, log_sum_a, max_b, log_sum_b)
     upstream = (grad_kl_ab, grad_kl_ba, grad_entropy_a, grad_entropy_b)
-    native_library.library().ps_divergence_gradient(
-        *pair, native_library.Divergence(*map(pointer, rows)), native_library.PairUpstream(*map(pointer, upstream))
+    library.opened().ps_divergence_gradient(
+        *pair, library.Divergence(*map(pointer, rows)), library.PairUpstream(*map(pointer, upstream))
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .reference import IGNORE_INDEX, statistics_dtype
+from ..contract import IGNORE_INDEX, statistics_dtype
 
 INTERFACE_VERSION = 3
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -62,13 +62,13 @@ class PairUpstream(ctypes.Structure):
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def opened() -> ctypes.CDLL | None:
     """The library for this CPU's instruction set, or None (`why_missing` says why)."""
     best = {"AVX512": 2, "AVX2": 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
     for instruction_set in ("default", "avx2", "avx512")[best::-1]:
-        opened = load_library(instruction_set)
-        if opened is not None:
-            return opened
+        found = load_library(instruction_set)
+        if found is not None:
+            return found
     return None
 
 

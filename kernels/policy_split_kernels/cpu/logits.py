@@ -1,12 +1,11 @@
-"""The operations of `reference` by the C++ library, on CPU tensors."""
+"""The operations of `reference.logits` by the C++ library, on CPU tensors."""
 
 import torch
 from torch import Tensor
 
-from . import native_library
-from .native_library import matrix_of, or_nan, pointer, vectors
-from .reference import target_out_of_range
-from .reference_loss import SURROGATES, LossRows, RowStatistics
+from ..contract import SURROGATES, LossRows, RowStatistics, target_out_of_range
+from . import library
+from .library import matrix_of, or_nan, pointer, vectors
 
 
 def logprobs_entropy(
@@ -19,7 +18,7 @@ def logprobs_entropy(
 ) -> RowStatistics:
     out = RowStatistics(*vectors(logits, 4))
     matrix = matrix_of(logits, None, targets, inverse_temperature, mask, softcap, keep_mask)
-    _check(native_library.library().ps_logprobs_entropy(matrix, _statistics(out)), targets, logits)
+    _check(library.opened().ps_logprobs_entropy(matrix, _statistics(out)), targets, logits)
     return out
 
 
@@ -38,8 +37,8 @@ def logprobs_entropy_gradient(
     grad_logits: Tensor,
 ) -> None:
     matrix = matrix_of(logits, grad_logits, targets, inverse_temperature, mask, softcap, keep_mask)
-    statistics = native_library.Statistics(None, pointer(entropy), pointer(row_max), pointer(log_sum))
-    row = native_library.library().ps_logprobs_entropy_gradient(
+    statistics = library.Statistics(None, pointer(entropy), pointer(row_max), pointer(log_sum))
+    row = library.opened().ps_logprobs_entropy_gradient(
         matrix, statistics, pointer(grad_logprobs), pointer(grad_entropy)
     )
     _check(row, targets, logits)
@@ -69,7 +68,7 @@ def dual_mode_loss(
     clipped = torch.empty(targets.shape, dtype=torch.bool)
     losses, logprobs, entropy, kl, *rest = vectors(logits, 8)
     out = LossRows(losses, logprobs, entropy, kl, clipped, *rest)
-    loss = native_library.Loss(
+    loss = library.Loss(
         pointer(advantages), pointer(old_logprobs), pointer(ref_logprobs), pointer(sampler_logprobs),
         pointer(weights), pointer(entropy_coef), pointer(kl_coef), SURROGATES.index(surrogate),
         clip_low, clip_high, or_nan(clip_delta), sampler_cap,
@@ -77,17 +76,17 @@ def dual_mode_loss(
         pointer(out.grad_logprobs), pointer(out.grad_entropy),
     )  # fmt: skip
     matrix = matrix_of(logits, grad_logits, targets, inverse_temperature, mask, softcap, keep_mask)
-    _check(native_library.library().ps_dual_mode_loss(matrix, _statistics(out), loss), targets, logits)
+    _check(library.opened().ps_dual_mode_loss(matrix, _statistics(out), loss), targets, logits)
     return out
 
 
 def scale_rows_(x: Tensor, scale: Tensor) -> None:
     matrix = matrix_of(x, x, None, None, None, None, None)
-    native_library.library().ps_scale_rows(matrix, pointer(scale))
+    library.opened().ps_scale_rows(matrix, pointer(scale))
 
 
-def _statistics(out: RowStatistics | LossRows) -> native_library.Statistics:
-    return native_library.Statistics(*map(pointer, (out.logprobs, out.entropy, out.row_max, out.log_sum)))
+def _statistics(out: RowStatistics | LossRows) -> library.Statistics:
+    return library.Statistics(*map(pointer, (out.logprobs, out.entropy, out.row_max, out.log_sum)))
 
 
 def _check(row: int, targets: Tensor, logits: Tensor) -> None:

@@ -1,11 +1,10 @@
-"""GPU: divergence of two matrices of logits. Signatures and meaning are those of `reference_divergence`."""
+"""GPU: divergence of two matrices of logits. Signatures and meaning are those of `reference.divergence`."""
 
 import triton.language as tl
 from torch import Tensor
 
-from .reference import statistics_dtype
-from .reference_divergence import DivergenceRows
-from .triton_launch import (
+from ..contract import DivergenceRows, statistics_dtype
+from .launch import (
     PAIR_THREAD_BYTES,
     PAIR_THREADS,
     STREAMING_THREADS,
@@ -17,8 +16,8 @@ from .triton_launch import (
     temperature_stride,
     tiling_of,
 )
-from .triton_pairs import pair_statistics, write_pair_gradient
-from .triton_tiles import fill_row, row_offset
+from .pairs import pair_statistics, write_pair_gradient
+from .tiles import fill_row, row_offset
 
 
 @jit

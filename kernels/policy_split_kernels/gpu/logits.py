@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .reference import ELSEWHERE, IGNORE_INDEX, LossRows, RowStatistics, statistics_dtype
-from .triton_launch import (
+from ..contract import ELSEWHERE, IGNORE_INDEX, LossRows, RowStatistics, statistics_dtype
+from .launch import (
     STATISTICS_THREADS,
     STREAMING_THREADS,
     jit,
@@ -23,9 +23,9 @@ from .triton_launch import (
     temperature_stride,
     tiling_of,
 )
-from .triton_loss import loss_of_statistics
-from .triton_rows import row_statistics, write_row_gradient
-from .triton_tiles import fill_row, row_offset, scale_row
+from .loss import loss_of_statistics
+from .rows import row_statistics, write_row_gradient
+from .tiles import fill_row, row_offset, scale_row
 
 _IGNORED = tl.constexpr(IGNORE_INDEX)
 _ELSEWHERE = tl.constexpr(ELSEWHERE)

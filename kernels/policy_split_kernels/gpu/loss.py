@@ -29,7 +29,7 @@ def loss_of_statistics(
     n, logprob, entropy, advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, sampler_logprobs_ptr, weights_ptr,
     entropy_coef_ptr, kl_coef_ptr, clip_low, clip_high, clip_delta, sampler_cap, CISPO: tl.constexpr,
 ):  # fmt: skip
-    """`reference_loss.loss_of_statistics` of one row -> loss, kl, clipped, grad_logprob, grad_entropy."""
+    """`reference.loss.loss_of_statistics` of one row -> loss, kl, clipped, grad_logprob, grad_entropy."""
     advantage = tl.load(advantages_ptr + n)
     weight = tl.load(weights_ptr + n)
     entropy_coef = tl.load(entropy_coef_ptr + n)

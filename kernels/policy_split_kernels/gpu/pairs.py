@@ -1,4 +1,4 @@
-"""GPU: what one program does with two rows of logits over one vocabulary (device functions; see `triton_divergence`).
+"""GPU: what one program does with two rows of logits over one vocabulary (device functions; see `divergence`).
 
 x is a logit, m its row's maximum so far, d = x - m; e = 2^(d * scale - HEADROOM). The gap d_a - d_b is formed before it
 is averaged: two averages would cancel where the distributions are close. A gap of +inf, a token that only b cannot
@@ -8,8 +8,8 @@ draw, makes the sum over a infinite, or NaN where e is 0; where both d are -inf 
 import triton
 import triton.language as tl
 
-from .triton_rows import LEAST_FP32, LEAST_FP64, dot_in_lane, max_in_lane, settled, spread, sum_in_lane
-from .triton_tiles import LOG2E, load_x, store_tile
+from .rows import LEAST_FP32, LEAST_FP64, dot_in_lane, max_in_lane, settled, spread, sum_in_lane
+from .tiles import LOG2E, load_x, store_tile
 
 # Sums of e times a difference of finite logits stay finite: no finite gap may look like an infinite one.
 HEADROOM = tl.constexpr(20.0)
@@ -62,7 +62,7 @@ def _shifted(shift_a, shift_b, scale, sum_a, sum_b, moment_a, moment_b, gap_ab, 
 def pair_statistics(
     a_ptr, b_ptr, inverse_temperature, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr
 ):
-    """The fields of `reference_divergence.DivergenceRows` of one pair of rows."""
+    """The fields of `contract.DivergenceRows` of one pair of rows."""
     dtype: tl.constexpr = inverse_temperature.dtype
     LEAST: tl.constexpr = LEAST_FP64 if dtype == tl.float64 else LEAST_FP32
     TILES: tl.constexpr = V // (DEPTH * LANES * VEC)

@@ -1,4 +1,4 @@
-"""GPU: what one program does with one row of logits (device functions; the kernels are in `triton_logits`).
+"""GPU: what one program does with one row of logits (device functions; the kernels are in `logits`).
 
 Each lane keeps its own maximum and sums, and they meet once, at the end of the row, so that the loop has no barrier.
 Exponents are in base 2: exp(x) = exp2(x * LOG2E), and exp2 is one instruction.
@@ -7,7 +7,7 @@ Exponents are in base 2: exp(x) = exp2(x * LOG2E), and exp2 is one instruction.
 import triton
 import triton.language as tl
 
-from .triton_tiles import LOG2E, load_target_x, load_x, softcap_slope, store_tile
+from .tiles import LOG2E, load_target_x, load_x, softcap_slope, store_tile
 
 LN2 = tl.constexpr(0.6931471805599453)
 # Exponents are bounded by this before they are multiplied: exp2 is 0 there already, and 0 * -1e4 is 0 where 0 * -inf is

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .dtensor import plain_tensors
-from .linear_autograd import MakeHead
-from .linear_chunks import LinearHead
-from .linear_products import Products
-from .rows import DTYPES, inverse_temperature_vector, keep_rows, mask_vector, softcap_value, target_vector
-from .vocab_parallel import vocab_shard
+from ..dtensor import plain_tensors
+from ..rows import DTYPES, inverse_temperature_vector, keep_rows, mask_vector, softcap_value, target_vector
+from ..vocab_parallel import vocab_shard
+from .autograd import MakeHead
+from .chunks import LinearHead
+from .products import Products
 
 
 class LinearCall(NamedTuple):

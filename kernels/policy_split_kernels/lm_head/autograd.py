@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import ops
-from .autograd import GRADIENT_IN_BACKWARD
-from .linear_chunks import LinearHead, Loss, gradient_pass, loss_pass, statistics_pass
-from .linear_products import Gradients
-from .reference_loss import LossRows
+from .. import ops
+from ..autograd import GRADIENT_IN_BACKWARD
+from ..contract import LossRows
+from .chunks import LinearHead, Loss, gradient_pass, loss_pass, statistics_pass
+from .products import Gradients
 
 # Of the detached hidden (N, D), weight (V, D) and bias (V,), one call's head.
 MakeHead = Callable[[Tensor, Tensor, Tensor | None], LinearHead]

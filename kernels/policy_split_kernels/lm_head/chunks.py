@@ -11,11 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import ops
-from .linear_products import Gradients, Products
-from .reference import valid_rows
-from .reference_loss import LossRows, RowStatistics
-from .vocab_parallel import VocabShard, combined_statistics, local_targets
+from .. import ops
+from ..contract import LossRows, RowStatistics, valid_rows
+from ..vocab_parallel import VocabShard, combined_statistics, local_targets
+from .products import Gradients, Products
 
 # Bytes of logits in memory at once, unless the caller says otherwise. Each chunk reads and writes the float32 gradient
 # of the weight once: a GPU wants thousands of tokens a chunk, a CPU is content with hundreds.

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import ops
-from .linear_chunks import Chunk
-from .reference_loss import LossRows, RowStatistics, loss_of_statistics
+from .. import ops
+from ..contract import LossRows, RowStatistics
+from ..reference.loss import loss_of_statistics
+from .chunks import Chunk
 
 
 @dataclass

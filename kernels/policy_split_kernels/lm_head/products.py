@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .memory import empty_dense
-from .reference import statistics_dtype
+from ..contract import statistics_dtype
+from ..memory import empty_dense
 
 PART_BYTES = 16 << 20  # of a widened part of the weight
 ROW_BYTES = 128  # rows of the buffer start on a multiple: aligned loads and GEMMs whatever the vocabulary

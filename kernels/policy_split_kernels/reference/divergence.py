@@ -1,23 +1,11 @@
-"""Divergence of two distributions of logits, row by row, in plain PyTorch; the arguments are as in `reference`."""
-
-from typing import NamedTuple
+"""Divergence of two distributions of logits, row by row, in plain PyTorch; the arguments are those of `contract`."""
 
 import torch
 from torch import Tensor
 
-from .reference import shifted_rows, transformed, zero_at_minus_inf
-from .reference_loss import scaled
-
-
-class DivergenceRows(NamedTuple):
-    kl_ab: Tensor  # (N,) sum of p_a * (log p_a - log p_b), nats
-    kl_ba: Tensor  # (N,)
-    entropy_a: Tensor  # (N,) nats
-    entropy_b: Tensor  # (N,)
-    max_a: Tensor  # (N,) as row_max and log_sum of RowStatistics
-    log_sum_a: Tensor  # (N,)
-    max_b: Tensor  # (N,)
-    log_sum_b: Tensor  # (N,)
+from ..contract import DivergenceRows
+from .logits import shifted_rows, transformed, zero_at_minus_inf
+from .loss import scaled
 
 
 def divergence(

@@ -1,31 +1,20 @@
-"""Every operation in plain PyTorch: the specification, the oracle of the tests, and the fallback.
+"""Log-prob, entropy and policy loss in plain PyTorch: the specification, the oracle of the tests, and the fallback.
 
-The other backends (`native`, `triton_logits`) define functions of the same names and signatures. All of them take
-
-- `logits (B, T, V)`: any strides over B and T, the vocabulary contiguous; N = B * T rows, row n = (n // T, n % T);
-- per-row vectors `(N,)`, contiguous, in the statistics dtype (float64 for float64 logits, float32 otherwise);
-- `targets (N,)` int64, `mask (N,)` bool or None, `inverse_temperature (1,)` or `(N,)`.
-
-The distribution of a row is softmax(x * inverse_temperature), where x is the logit z, or softcap * tanh(z / softcap),
-and -inf wherever `keep_mask (B, T, V)` bool is False. An infinite logit stays infinite under a softcap.
-A row whose mask is False or whose target is IGNORE_INDEX is not read: its outputs and its gradient are 0.
-A row whose target is ELSEWHERE (in a part of the vocabulary that another process holds, `vocab_parallel`) is read; its
-log-prob is 0, also in `dual_mode_loss`, which is never called so, and no element of its gradient is that of a target.
-Any other target outside the vocabulary raises IndexError on a CPU and makes its row NaN on a GPU (a check would
-synchronise).
+Arguments and meaning are those of `contract`.
 """
 
 import torch
 from torch import Tensor
 
-from .reference_loss import LossRows, RowStatistics, loss_of_statistics
-
-IGNORE_INDEX = -100
-ELSEWHERE = torch.iinfo(torch.int64).min
-
-
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from ..contract import (
+    ELSEWHERE,
+    LossRows,
+    RowStatistics,
+    statistics_dtype,
+    target_out_of_range,
+    valid_rows,
+)
+from .loss import loss_of_statistics
 
 
 def logprobs_entropy(
@@ -143,11 +132,6 @@ def scale_rows_(
     x.mul_(scale.view(*x.shape[:-1], 1))
 
 
-def valid_rows(targets: Tensor, mask: Tensor | None) -> Tensor:
-    valid = targets != IGNORE_INDEX
-    return valid if mask is None else valid & mask
-
-
 def _gather_index(targets: Tensor, valid: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
     """An index that can be gathered, whether it is the target's, and whether the row's target is a legal one."""
     here = valid & (targets >= 0) & (targets < vocabulary)
@@ -156,13 +140,6 @@ def _gather_index(targets: Tensor, valid: Tensor, vocabulary: int) -> tuple[Tens
         row = int((~in_range).nonzero()[0])
         raise target_out_of_range(row, int(targets[row]), vocabulary)
     return torch.where(here, targets, 0), here, in_range
-
-
-def target_out_of_range(row: int, target: int, vocabulary: int) -> IndexError:
-    return IndexError(
-        f"targets[{row}] = {target} is outside the vocabulary of {vocabulary}; "
-        f"expected 0 <= target < {vocabulary}, or {IGNORE_INDEX} for a row to be ignored"
-    )
 
 
 def transformed(logits: Tensor, valid: Tensor, softcap: float | None, keep_mask: Tensor | None) -> Tensor:

@@ -1,33 +1,12 @@
 """The scalar mathematics of one row of the policy loss, between its statistics and its gradient, in plain PyTorch.
 
-Its twins: `cpu/policy_loss.h` and `triton_loss.py`.
+Its twins: `cpp/policy_loss.h` and `gpu/loss.py`.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-SURROGATES = ("clip", "cispo")  # of the policy gradient: what a kernel is told is the position in this list
-
-
-class RowStatistics(NamedTuple):
-    logprobs: Tensor  # (N,) log softmax(logits / temperature)[target], nats
-    entropy: Tensor  # (N,) of softmax(logits / temperature), nats
-    row_max: Tensor  # (N,) maximum of x
-    log_sum: Tensor  # (N,) log sum exp((x - row_max) / temperature); apart from row_max it keeps its precision
-
-
-class LossRows(NamedTuple):
-    losses: Tensor  # (N,) weighted loss of each row
-    logprobs: Tensor  # (N,)
-    entropy: Tensor  # (N,)
-    kl: Tensor  # (N,) k3 estimate against the reference policy, 0 without one
-    clipped: Tensor  # (N,) bool: the clip took this row's policy gradient away
-    row_max: Tensor  # (N,)
-    log_sum: Tensor  # (N,)
-    grad_logprobs: Tensor  # (N,) d losses / d logprobs
-    grad_entropy: Tensor  # (N,) d losses / d entropy
+from ..contract import LossRows, RowStatistics
 
 
 def loss_of_statistics(

@@ -5,8 +5,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from ..advantages import OPTIONS
-from ..modes import HIGH_ENTROPY_PROMPT
+from policy_split.algorithms.advantages import OPTIONS
+from policy_split.modes import HIGH_ENTROPY_PROMPT
 
 BONUS_ESTIMATORS = ("sampled", "entropy")
 # what TRL offers that would silently be something else here

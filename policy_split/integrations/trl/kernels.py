@@ -6,11 +6,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from policy_split_kernels.linear import linear_logprobs_and_entropy
 from torch import Tensor, nn
 
-from ..extras import check_extra
-from ..lm_head import inner_model, patch_lm_head
+from policy_split.extras import check_extra
+from policy_split.models.lm_head import inner_model, patch_lm_head
+from policy_split_kernels.linear import linear_logprobs_and_entropy
 
 
 def use_fused_kernels(trainer: Any, *, chunk_bytes: int | None = None) -> Any:

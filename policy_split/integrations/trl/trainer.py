@@ -12,23 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import pad, use_adapter
 
-from ..advantages import BonusStatistics, bonus_statistics, dual_mode_advantages
-from ..extras import check_extra
-from ..metrics import Sums, add_sums, k3, means, sum_and_count
-from ..modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL, with_system_prompt
-from .interleaved import blocks_of, modes_of_rows, rows_of
+from policy_split.algorithms.advantages import BonusStatistics, bonus_statistics, dual_mode_advantages
+from policy_split.integrations.interleaved import blocks_of, modes_of_rows, rows_of
+from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL, with_system_prompt
+from policy_split.rollouts.metrics import Sums, add_sums, k3, means, sum_and_count
 
-check_extra("trl", "policy_split.integrations.trl")
-
-from trl import GRPOTrainer  # noqa: E402
-from trl.models.utils import disable_gradient_checkpointing  # noqa: E402
-from trl.trainer.utils import pad, use_adapter  # noqa: E402
-
-from .trl_config import PolicySplitGRPOConfig  # noqa: E402
-from .trl_kernels import use_fused_kernels  # noqa: E402
-
-__all__ = ["PolicySplitGRPOConfig", "PolicySplitGRPOTrainer", "use_fused_kernels"]
+from .config import PolicySplitGRPOConfig
+from .kernels import use_fused_kernels
 
 ROW = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 UNSUPPORTED = ("tools", "environment_factories", "rollout_func")

@@ -1,18 +1,14 @@
-"""Our LM head in verl's actor: VERL_USE_EXTERNAL_MODULES=policy_split.integrations.verl_kernels puts it there.
+"""Our LM head in verl's actor: VERL_USE_EXTERNAL_MODULES=policy_split.integrations.verl.kernels puts it there.
 
 With `actor_rollout_ref.model.use_fused_kernels=True` and the backend `torch`, which then is ours. Not run on GPUs yet.
 """
 
 from typing import Any
 
-from policy_split_kernels.linear import linear_logprobs_and_entropy
 from torch import Tensor
+from verl.utils.experimental.torch_functional import FusedLinearForPPO
 
-from ..extras import check_extra
-
-check_extra("verl", "policy_split.integrations.verl_kernels")
-
-from verl.utils.experimental.torch_functional import FusedLinearForPPO  # noqa: E402
+from policy_split_kernels.linear import linear_logprobs_and_entropy
 
 
 def fused_linear(

@@ -28,20 +28,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from tensordict import TensorDict
+from verl.experimental.agent_loop.agent_loop import register
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.trainer.ppo import core_algos
 
-from ..advantages import bonus_statistics
-from ..extras import check_extra
-from ..metrics import k3, means, sum_and_count
-from ..modes import HIGH_ENTROPY, HIGH_ENTROPY_PROMPT, MODE_NAMES, MODES, NORMAL, with_system_prompt
-from .interleaved import blocks_of
-from .verl_rows import order_of, place_of, policy_split_advantages
-
-check_extra("verl", "policy_split.integrations.verl")
-
-from tensordict import TensorDict  # noqa: E402
-from verl.experimental.agent_loop.agent_loop import register  # noqa: E402
-from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop  # noqa: E402
-from verl.trainer.ppo import core_algos  # noqa: E402
+from policy_split.algorithms.advantages import bonus_statistics
+from policy_split.integrations.interleaved import blocks_of
+from policy_split.integrations.keyed_rows import order_of, place_of, policy_split_advantages
+from policy_split.modes import HIGH_ENTROPY, HIGH_ENTROPY_PROMPT, MODE_NAMES, MODES, NORMAL, with_system_prompt
+from policy_split.rollouts.metrics import k3, means, sum_and_count
 
 NAME = "policy_split"
 PROMPTS = ("normal_prompt", "high_entropy_prompt")

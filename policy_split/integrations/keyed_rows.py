@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..advantages import dual_mode_advantages
-from .interleaved import blocks_of, rows_of
+from policy_split.algorithms.advantages import dual_mode_advantages
+from policy_split.integrations.interleaved import blocks_of, rows_of
 
 TWIN, OWN = 0, 1  # as the agent loop returns them: verl grades the last
 

@@ -1,0 +1,1 @@
+"""The LM head from hidden states: ours, torch and the peers, checked, then timed beside three bare GEMMs."""

@@ -1,0 +1,1 @@
+"""Kernels on logits: ours, torch and the peers, checked, then timed in one interleaved run."""

@@ -1,0 +1,1 @@
+"""What the Triton kernels' machine code asks of GPUs that are not here (entry: `python -m benchmarks.static`)."""

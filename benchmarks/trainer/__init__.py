@@ -1,0 +1,1 @@
+"""Where the trainer's time and memory go."""

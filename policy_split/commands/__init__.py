@@ -1,0 +1,4 @@
+"""The command line, one module a command: nothing else reads arguments.
+
+Begin with `main.py`. Imports everything below; nothing imports it.
+"""
