@@ -47,8 +47,8 @@ lint: install $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(LINTED_CPP)
-	mkdir -p build/types && ln -sfn ../../kernels build/types/policy_split_kernels  # the name that it is imported by
-	MYPYPATH=build/types $(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
@@ -99,8 +99,8 @@ $(VENV)/.study: pyproject.toml | $(VENV)/.package
 	$(BIN)/pip install -e ".[study]"
 	touch $@
 
-$(VENV)/.lint: pyproject.toml | $(VENV)/.python
-	$(BIN)/pip install ruff==0.17.6 clang-format==23.1.5 mypy==2.4.1
+$(VENV)/.lint: pyproject.toml | $(VENV)/.package
+	$(BIN)/pip install -e ".[lint]"
 	touch $@
 
 clean:

@@ -11,6 +11,7 @@ import tiny
 from transformers import AutoModelForCausalLM
 
 from policy_split.commands import main as cli
+from policy_split.commands import train
 from policy_split.config import PolicySplitConfig
 from policy_split.countdown import job as countdown_job
 from policy_split.countdown.sizes import SIZES
@@ -211,9 +212,9 @@ def test_the_loss_is_imported_without_the_trainers_libraries():
 
 
 def test_an_earlier_run_is_not_written_over(tmp_path):
-    assert cli.free_folder(str(tmp_path / "run")) == str(tmp_path / "run")
+    assert train.free_folder(str(tmp_path / "run")) == str(tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run-2").mkdir()
-    assert cli.free_folder(str(tmp_path / "run")) == str(tmp_path / "run-3")
-    assert cli.newest_folder(str(tmp_path / "run")) == str(tmp_path / "run-2")
-    assert cli.newest_folder(str(tmp_path / "other")) == str(tmp_path / "other")
+    assert train.free_folder(str(tmp_path / "run")) == str(tmp_path / "run-3")
+    assert train.newest_folder(str(tmp_path / "run")) == str(tmp_path / "run-2")
+    assert train.newest_folder(str(tmp_path / "other")) == str(tmp_path / "other")

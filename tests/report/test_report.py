@@ -12,8 +12,9 @@ from browser import Browser, find_browser
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from policy_split.commands.report import run
 from policy_split.models.policy import Policy
-from policy_split.report.build import report, run
+from policy_split.report.build import report
 from policy_split.report.charts import smooth, thin, ticks
 from policy_split.report.page import element, escape
 from policy_split.report.runs import spread

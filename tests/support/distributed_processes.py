@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from policy_split import PolicySplitConfig
-from policy_split.commands import main as cli
+from policy_split.commands import train
 from policy_split.countdown import job as countdown_job
 from policy_split.countdown.problems import Countdown
 from policy_split.countdown.sizes import CountdownSize
@@ -157,7 +157,7 @@ def check_job(kind, folder):
         patch.setattr(countdown_job, "replace_text", lambda *a: written.append(a[0].name) or replace_text(*a))
         config = PolicySplitConfig(**size.settings | options, output_dir=str(folder / kind / "job"), disable_tqdm=False)
         chosen = SimpleNamespace(dataset=None, eval_dataset=None, reward=None, resume=False)
-        assert cli.train_countdown(config, size, chosen) == 0
+        assert train.train_countdown(config, size, chosen) == 0
         first = PartialState().is_main_process
     assert written == (["before.json", "results.json", "table.md"] if first else [])
     assert ("results: " in printed.getvalue()) == ("warm start" in bars.getvalue()) == first
