@@ -6,7 +6,8 @@ from dataclasses import fields
 import pytest
 from transformers import HfArgumentParser
 
-from policy_split.config import RULES, PolicySplitConfig
+from policy_split.config import PolicySplitConfig
+from policy_split.config.rules import RULES
 
 
 @pytest.mark.parametrize(

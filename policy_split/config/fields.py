@@ -1,17 +1,34 @@
-"""Settings of the Policy Split trainer: TRL's names where they mean the same, checked once, when they are made."""
+"""The settings, each with its default and its help; TRL's names where they mean the same."""
 
-import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from policy_split.algorithms.table import Algorithm, find_algorithm
+from policy_split.modes import HIGH_ENTROPY_PROMPT
 
-from .modes import HIGH_ENTROPY_PROMPT
+from .combinations import check_together
+from .rules import check_each, parsed_object
+
+BONUS_OPTIONS = (
+    "alpha",
+    "eta",
+    "eta_normal",
+    "kappa",
+    "clamp",
+    "clamp_floor",
+    "share_correction",
+    "normalize",
+    "lowest_entropy_mask_ratio",
+    "correctness_mask",
+    "rollout_sharing",
+)
+
+T = TypeVar("T")
 
 
-def _option(default: Any, text: str) -> Any:
+def _option(default: T, text: str) -> T:
+    """A field with its help, which the command line and the documentation show."""
     return field(default=default, metadata={"help": text})
 
 
@@ -78,8 +95,8 @@ class PolicySplitConfig:
     )
     max_completion_length: int = _option(256, "Longest response in tokens.")
     temperature: float = _option(1.0, "Of sampling and of every log-prob. There is no top_k or top_p: see the class.")
-    chat_template_kwargs: dict | str | None = field(
-        default=None, metadata={"help": 'JSON for the chat template, such as {"enable_thinking": false}.'}
+    chat_template_kwargs: dict[str, Any] | str | None = _option(
+        None, 'JSON for the chat template, such as {"enable_thinking": false}.'
     )
 
     algorithm: str = _option(
@@ -87,9 +104,8 @@ class PolicySplitConfig:
         "policy_split, or a baseline of `algorithms.ALGORITHMS`: one policy of the normal prompt, which draws 2n "
         "responses to each question, as many as both modes would.",
     )
-    algorithm_settings: dict | str | None = field(
-        default=None,
-        metadata={"help": "JSON of a baseline's settings, such as {\"entropy_coef\": 0.05}. Not given: its paper's."},
+    algorithm_settings: dict[str, Any] | str | None = _option(
+        None, "JSON of a baseline's settings, such as {\"entropy_coef\": 0.05}. Not given: its paper's."
     )
     high_entropy_prompt: str = _option(HIGH_ENTROPY_PROMPT, "System prompt of the high-entropy mode.")
     normal_prompt: str | None = _option(None, "System prompt of the normal mode.")
@@ -133,9 +149,7 @@ class PolicySplitConfig:
         "dapo", "grpo, dapo, dr_grpo or bnpo: how tokens are weighed, see loss_weights.token_weights."
     )
     mask_truncated_completions: bool = _option(False, "Responses cut at max_completion_length do not train.")
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "One weight per reward function. Not given: 1 each."}
-    )
+    reward_weights: list[float] | None = _option(None, "One weight per reward function. Not given: 1 each.")
     reward_timeout: float | None = _option(
         None, "Seconds that a reward function may take for a step's responses; the run then stops, its state saved."
     )
@@ -177,32 +191,10 @@ class PolicySplitConfig:
     )
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            allowed, expected = RULES.get(setting.name, (None, ""))
-            if allowed and not _holds(allowed, value):
-                raise ValueError(f"{setting.name}={value!r} must be {expected}")
-        self.chat_template_kwargs = _parsed("chat_template_kwargs", self.chat_template_kwargs)
-        self.algorithm_settings = _parsed("algorithm_settings", self.algorithm_settings)
-        if self.chosen_algorithm.dual_mode and self.algorithm_settings:
-            raise ValueError("algorithm_settings are those of a baseline; policy_split has fields of its own")
-        if not self.chosen_algorithm.dual_mode and self.exact_kl:
-            raise ValueError(
-                f"algorithm={self.algorithm!r} has one mode: regularizer='loss', bonus_estimator='exact' and "
-                f"log_exact_kl compare two"
-            )
-        if self.bf16 and self.fp16:
-            raise ValueError("bf16=True and fp16=True exclude each other; choose one")
-        if self.regularizer == "loss" and not self.rollout_sharing:
-            raise ValueError("regularizer='loss' trains both rows of a response: rollout_sharing=False leaves one out")
-        if self.delta is not None and self.delta <= 1 + self.clip_high:
-            raise ValueError(f"delta={self.delta} must be above 1 + epsilon_high = {1 + self.clip_high}")
-        if self.delta is not None and "loss" in self.chosen_algorithm.changes:
-            raise ValueError(f"delta bounds the clipped loss; algorithm={self.algorithm!r} has a loss of its own")
-        if self.high_entropy_prompt == (self.normal_prompt or ""):
-            raise ValueError(
-                "high_entropy_prompt and normal_prompt must differ: they are all that tells the modes apart"
-            )
+        check_each(self)
+        self.chat_template_kwargs = parsed_object("chat_template_kwargs", self.chat_template_kwargs)
+        self.algorithm_settings = parsed_object("algorithm_settings", self.algorithm_settings)
+        check_together(self)
         if self.kappa == math.inf:
             self.kappa = None
 
@@ -234,114 +226,3 @@ class PolicySplitConfig:
     def system_prompts(self) -> tuple[str | None, str | None]:
         """The system prompt of each mode, in the modes' order."""
         return self.normal_prompt, self.high_entropy_prompt
-
-
-def _holds(allowed: Callable[[Any], bool], value: Any) -> bool:
-    try:
-        return bool(allowed(value))
-    except TypeError:
-        return False
-
-
-def _parsed(name: str, kwargs: dict | str | None) -> dict | None:
-    try:
-        parsed = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}={kwargs!r} must be a JSON object: {error}") from None
-    if not (parsed is None or isinstance(parsed, dict)):
-        raise ValueError(f"{name}={kwargs!r} must be a JSON object, got {type(parsed).__name__}")
-    return parsed
-
-
-def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
-    return names.__contains__, f"one of {', '.join(map(repr, names))}"
-
-
-def _or_none(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
-    return lambda x: x is None or rule[0](x), f"{rule[1]}, or None"
-
-
-def _integer(low: int) -> tuple[Callable[[Any], bool], str]:
-    return lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= low, f"an integer of at least {low}"
-
-
-BOOLEAN = (lambda x: isinstance(x, bool), "True or False")
-COUNT = _integer(1)
-COUNT_OR_ZERO = _integer(0)
-POSITIVE = (lambda x: 0 < x < math.inf, "a finite number above 0")
-NOT_NEGATIVE = (lambda x: 0 <= x < math.inf, "a finite number of at least 0")
-FINITE = (math.isfinite, "a finite number")
-TEXT = (lambda x: isinstance(x, str) and bool(x.strip()), "a text that is not empty")
-BONUS_OPTIONS = (
-    "alpha",
-    "eta",
-    "eta_normal",
-    "kappa",
-    "clamp",
-    "clamp_floor",
-    "share_correction",
-    "normalize",
-    "lowest_entropy_mask_ratio",
-    "correctness_mask",
-    "rollout_sharing",
-)
-SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt")
-
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "output_dir": TEXT,
-    "seed": COUNT_OR_ZERO,
-    "model_dtype": _one_of("float32", "bfloat16", "float16", "auto"),
-    "fused_lm_head": BOOLEAN,
-    "lm_head_chunk_bytes": _or_none(COUNT),
-    "max_steps": (lambda x: x == -1 or COUNT[0](x), "an integer of at least 1, or -1 for num_train_epochs"),
-    "packed_batches": _or_none(BOOLEAN),
-    "num_train_epochs": POSITIVE,
-    "prompts_per_step": COUNT,
-    "num_generations": COUNT,
-    "per_device_train_batch_size": COUNT,
-    "gradient_accumulation_steps": _or_none(COUNT),
-    "per_device_generation_batch_size": _or_none(COUNT),
-    "num_iterations": COUNT,
-    "max_prompt_length": _or_none(COUNT),
-    "max_completion_length": COUNT,
-    "temperature": POSITIVE,
-    "high_entropy_prompt": TEXT,
-    "alpha": (lambda x: 0 <= x <= 1, "between 0 and 1"),
-    "eta": NOT_NEGATIVE,
-    "eta_normal": FINITE,
-    "kappa": (lambda x: x is None or x > 0, "above 0; inf or None for no clamp"),
-    "clamp": _one_of("paper", "code"),
-    "clamp_floor": NOT_NEGATIVE,
-    "share_correction": _one_of("none", "truncated"),
-    "normalize": _one_of("zscore", "mean", "none"),
-    "lowest_entropy_mask_ratio": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    "correctness_mask": _one_of("none", "all_same"),
-    "rollout_sharing": BOOLEAN,
-    "bonus_estimator": _one_of("sampled", "entropy", "exact"),
-    "regularizer": _one_of("advantage", "loss"),
-    "log_exact_kl": BOOLEAN,
-    "entropy_coef_normal": FINITE,
-    "entropy_coef_high_entropy": FINITE,
-    "epsilon": (lambda x: 0 <= x <= 1, "between 0 and 1: the ratio is clipped to [1 - epsilon, 1 + epsilon_high]"),
-    "epsilon_high": _or_none(NOT_NEGATIVE),
-    "beta": NOT_NEGATIVE,
-    "loss_type": _one_of("grpo", "dapo", "dr_grpo", "bnpo"),
-    "reward_weights": (lambda x: x is None or all(map(math.isfinite, x)), "finite numbers, one per reward function"),
-    "reward_timeout": _or_none(POSITIVE),
-    "learning_rate": NOT_NEGATIVE,
-    "weight_decay": NOT_NEGATIVE,
-    "adam_beta1": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    "adam_beta2": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    "adam_epsilon": POSITIVE,
-    "max_grad_norm": POSITIVE,
-    "lr_scheduler_type": _one_of(*SCHEDULES),
-    "warmup_steps": COUNT_OR_ZERO,
-    "max_skipped_steps": COUNT_OR_ZERO,
-    "logging_steps": COUNT,
-    "report_to": (lambda x: isinstance(x, str), "a text: tracker names separated by commas, or 'none'"),
-    "sample_steps": COUNT_OR_ZERO,
-    "save_steps": COUNT_OR_ZERO,
-    "save_total_limit": _or_none(COUNT),
-    "eval_steps": COUNT_OR_ZERO,
-    "eval_num_samples": COUNT,
-}

@@ -1,0 +1,27 @@
+"""Which settings exclude each other or ask for each other."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .fields import PolicySplitConfig
+
+
+def check_together(config: "PolicySplitConfig") -> None:
+    """ValueError where settings that are right by themselves contradict each other."""
+    if config.chosen_algorithm.dual_mode and config.algorithm_settings:
+        raise ValueError("algorithm_settings are those of a baseline; policy_split has fields of its own")
+    if not config.chosen_algorithm.dual_mode and config.exact_kl:
+        raise ValueError(
+            f"algorithm={config.algorithm!r} has one mode: regularizer='loss', bonus_estimator='exact' and "
+            f"log_exact_kl compare two"
+        )
+    if config.bf16 and config.fp16:
+        raise ValueError("bf16=True and fp16=True exclude each other; choose one")
+    if config.regularizer == "loss" and not config.rollout_sharing:
+        raise ValueError("regularizer='loss' trains both rows of a response: rollout_sharing=False leaves one out")
+    if config.delta is not None and config.delta <= 1 + config.clip_high:
+        raise ValueError(f"delta={config.delta} must be above 1 + epsilon_high = {1 + config.clip_high}")
+    if config.delta is not None and "loss" in config.chosen_algorithm.changes:
+        raise ValueError(f"delta bounds the clipped loss; algorithm={config.algorithm!r} has a loss of its own")
+    if config.high_entropy_prompt == (config.normal_prompt or ""):
+        raise ValueError("high_entropy_prompt and normal_prompt must differ: they are all that tells the modes apart")
