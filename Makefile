@@ -4,6 +4,7 @@
 # make study-full                  every algorithm and ablation: hours; it goes on where it was stopped
 # make test    the tests; make lint
 # make test-verl                   verl's, in an environment of its own: it holds transformers back and stumbles over TRL
+# make docs    the documentation site, into build/site; make docs-serve shows it while its pages are written
 # make check-packages              builds wheel and sdist and tries both in clean environments
 # make bench-cpu, make bench-gpu   against eager torch, torch.compile and the libraries that are there
 # make bench-scaling               the cost model of docs/scaling.md, against measured points
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpp/*)
 LINTED_CPP := $(wildcard kernels/cpp/*)
 
-.PHONY: train study study-split study-full test test-verl lint format check-packages bench-cpu bench-gpu bench-static bench-scaling install clean
+.PHONY: train study study-split study-full test test-verl lint format docs docs-serve check-packages bench-cpu bench-gpu bench-static bench-scaling install clean
 .DELETE_ON_ERROR:
 
 train: install
@@ -54,6 +55,12 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(LINTED_CPP)
+
+docs: install $(VENV)/.docs
+	PYTHONPATH=. $(BIN)/python -m mkdocs build --strict $(ARGS)
+
+docs-serve: install $(VENV)/.docs
+	PYTHONPATH=. $(BIN)/python -m mkdocs serve $(ARGS)
 
 check-packages: install $(VENV)/.test
 	$(BIN)/python scripts/check_packages.py $(ARGS)
@@ -101,6 +108,10 @@ $(VENV)/.study: pyproject.toml | $(VENV)/.package
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.package
 	$(BIN)/pip install -e ".[lint]"
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.package
+	$(BIN)/pip install -e ".[docs]"
 	touch $@
 
 clean:

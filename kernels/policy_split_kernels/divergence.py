@@ -11,6 +11,8 @@ from .rows import as_rows, inverse_temperature_vector, mask_vector
 
 
 class ModeDivergence(NamedTuple):
+    """KL(a || b), KL(b || a), H(a) and H(b) of each pair of rows, `(...)`, in nats, differentiable in both."""
+
     kl_ab: Tensor
     kl_ba: Tensor
     entropy_a: Tensor

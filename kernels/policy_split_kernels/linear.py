@@ -15,6 +15,8 @@ from .rows import float_vector, mask_vector, mean_weights, target_vector
 
 
 class TokenLossOutput(NamedTuple):
+    """`loss`, a differentiable scalar, the sum of `losses`; per token `(...)`, detached, what a log wants; in nats."""
+
     loss: Tensor  # scalar, differentiable
     losses: Tensor  # (...) detached, weights * loss_fn: the loss is their sum
     logprobs: Tensor  # (...) detached, nats

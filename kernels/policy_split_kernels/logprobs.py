@@ -10,6 +10,8 @@ from .vocab_parallel import statistics_of_rows
 
 
 class LogprobsAndEntropy(NamedTuple):
+    """Of each token, `(...)`, in nats, differentiable."""
+
     logprobs: Tensor
     entropy: Tensor
 

@@ -32,6 +32,8 @@ OPTIONS = {
 
 
 class BonusStatistics(NamedTuple):
+    """What became of the bonus: two shares `()`, for the log."""
+
     clamped_fraction: Tensor  # () of the valid tokens that would have a bonus without the clamp; 0 if there is none
     dead_fraction: Tensor  # () of the 2P (question, mode) groups: their rewards are all equal
 

@@ -23,6 +23,8 @@ from .arguments import check_inplace, check_settings, loss_rows, number_of_modes
 
 
 class DualModeLossOutput(NamedTuple):
+    """What a loss says: `loss`, a differentiable scalar; per token `(...)`, detached, what a log wants; in nats."""
+
     loss: Tensor  # scalar, differentiable
     logprobs: Tensor  # (...) detached, nats
     entropy: Tensor  # (...) detached, nats

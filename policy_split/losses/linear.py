@@ -61,7 +61,8 @@ def linear_dual_mode_loss(
     `torch.no_grad()`. Gradients of weight and bias are summed in float32 whatever the dtype.
     Shapes: hidden `(..., D)`, weight `(V, D)`, bias `(V,)`, every per-token argument `(...)`. Units: nats. The loss,
     its arguments and sources are those of `dual_mode_loss`; bias, logit_scale, logits_dtype, chunk_bytes (the one knob
-    of memory against time) and process_group those of `linear_logprobs_and_entropy`, and so are the errors.
+    of memory against time) and process_group those of `linear_logprobs_and_entropy`.
+    Raises TypeError, ValueError or IndexError that name the offending argument, shape or value, as those two do.
     A second backward computes the logits again, and so does every one in float16, whose gradients need the loss scale
     first, and of `ratio_level="sequence"`, where no token's gradient is known before its sequence is: four GEMMs.
     Source: arXiv 2604.11510 section 3.
