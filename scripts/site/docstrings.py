@@ -1,4 +1,4 @@
-"""Docstrings for the site: blocks that `::` announces as Python, and a paragraph each for shapes, errors and sources."""
+"""Docstrings for the site: blocks that `::` announces as Python; shapes, errors and sources as paragraphs."""
 
 import inspect
 import re
