@@ -16,6 +16,7 @@ Any other target outside the vocabulary raises IndexError on a CPU and makes its
 synchronise).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -65,8 +66,37 @@ def valid_rows(targets: Tensor, mask: Tensor | None) -> Tensor:
     return valid if mask is None else valid & mask
 
 
-def target_out_of_range(row: int, target: int, vocabulary: int) -> IndexError:
-    return IndexError(
-        f"targets[{row}] = {target} is outside the vocabulary of {vocabulary}; "
+class TargetOutsideVocabulary(IndexError):
+    """What a column says of `row` of the targets (N,); who laid them out says it of the caller's tensor, by `at`."""
+
+    row: int
+    target: int
+    vocabulary: int
+
+    def at(self, shape: Sequence[int], name: str = "targets") -> "TargetOutsideVocabulary":
+        """The same of a tensor of this shape, of which the targets are the flattened numbers."""
+        index, rest = [], self.row
+        for size in reversed(shape):
+            rest, place = divmod(rest, size)
+            index.insert(0, str(place))
+        where = f"{name}[{', '.join(index)}]" if index else name
+        return target_out_of_range(self.row, self.target, self.vocabulary, where)
+
+
+def target_out_of_range(row: int, target: int, vocabulary: int, where: str | None = None) -> TargetOutsideVocabulary:
+    error = TargetOutsideVocabulary(
+        f"{where or f'targets[{row}]'} = {target} is outside the vocabulary of {vocabulary}; "
         f"expected 0 <= target < {vocabulary}, or {IGNORE_INDEX} for a row to be ignored"
     )
+    error.row, error.target, error.vocabulary = row, target, vocabulary
+    return error
+
+
+def check_targets(targets: Tensor, valid: Tensor, vocabulary: int) -> None:
+    """Raises TargetOutsideVocabulary for the first valid row whose target is no token, on a CPU: it reads the rows."""
+    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    bad = valid & ((targets < 0) | (targets >= vocabulary))
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise target_out_of_range(row, int(targets[row]), vocabulary)

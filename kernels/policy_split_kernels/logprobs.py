@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
+from .contract import TargetOutsideVocabulary
 from .rows import as_rows, inverse_temperature_vector, keep_rows, mask_vector, softcap_value, target_vector
 from .vocab_parallel import statistics_of_rows
 
@@ -52,13 +53,15 @@ def logprobs_and_entropy(
     (on a GPU, where that would cost a synchronisation, the row becomes NaN).
     """
     rows = as_rows(logits)
-    logprobs, entropy, _, _ = statistics_of_rows(
-        rows,
+    arguments = (
         target_vector(targets, logits),
         inverse_temperature_vector(temperature, logits),
         mask_vector(mask, logits),
         softcap_value(softcap),
         keep_rows(keep_mask, logits),
-        process_group,
     )
+    try:
+        logprobs, entropy, _, _ = statistics_of_rows(rows, *arguments, process_group)
+    except TargetOutsideVocabulary as error:
+        raise error.at(targets.shape) from None
     return LogprobsAndEntropy(logprobs.view(targets.shape), entropy.view(targets.shape))

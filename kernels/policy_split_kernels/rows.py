@@ -52,16 +52,20 @@ def token_vector(name: str, x: Tensor, logits: Tensor, dtype: torch.dtype | None
     return x.detach().to(dtype or x.dtype).reshape(-1).contiguous()
 
 
-def target_vector(targets: Tensor, logits: Tensor) -> Tensor:
-    if isinstance(targets, Tensor) and targets.dtype not in _INTEGERS:
-        raise TypeError(f"targets must be integer token ids (int64), got {targets.dtype}")
-    return token_vector("targets", targets, logits, torch.int64)
+def target_vector(targets: Tensor, logits: Tensor, name: str = "targets") -> Tensor:
+    check_token_ids(name, targets)
+    return token_vector(name, targets, logits, torch.int64)
 
 
-def mask_vector(mask: Tensor | None, logits: Tensor) -> Tensor | None:
+def check_token_ids(name: str, x: Tensor) -> None:
+    if isinstance(x, Tensor) and x.dtype not in _INTEGERS:
+        raise TypeError(f"{name} must be integer token ids (int64), got {x.dtype}")
+
+
+def mask_vector(mask: Tensor | None, logits: Tensor, name: str = "mask") -> Tensor | None:
     if mask is None:
         return None
-    return token_vector("mask", mask, logits) != 0
+    return token_vector(name, mask, logits) != 0
 
 
 def float_vector(name: str, x: Tensor | None, logits: Tensor) -> Tensor | None:

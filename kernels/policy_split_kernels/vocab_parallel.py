@@ -13,7 +13,7 @@ from torch import Tensor
 from . import (
     ops,
 )
-from .contract import ELSEWHERE, IGNORE_INDEX, RowStatistics, target_out_of_range, valid_rows
+from .contract import ELSEWHERE, IGNORE_INDEX, RowStatistics, check_targets, valid_rows
 from .outside_graphs import outside_graphs
 
 _NO_COLUMN = -1  # to the kernels a bad target, which makes its row NaN
@@ -60,9 +60,7 @@ def local_targets(targets: Tensor, valid: Tensor, shard: VocabShard) -> Tensor:
     A target outside the whole vocabulary raises IndexError on a CPU, in every process; on a GPU its row becomes NaN.
     """
     known = (targets >= 0) & (targets < shard.total)
-    if targets.device.type == "cpu" and not (known | ~valid).all():
-        row = int((valid & ~known).nonzero()[0])
-        raise target_out_of_range(row, int(targets[row]), shard.total)
+    check_targets(targets, valid, shard.total)
     column = targets - shard.start
     local = torch.where((column >= 0) & (column < shard.size), column, ELSEWHERE)
     return torch.where(valid, torch.where(known, local, _NO_COLUMN), IGNORE_INDEX)

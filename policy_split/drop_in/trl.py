@@ -5,9 +5,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from policy_split_kernels import ops
-from policy_split_kernels.contract import IGNORE_INDEX
-from policy_split_kernels.logprobs import logprobs_and_entropy
-from policy_split_kernels.rows import as_rows, inverse_temperature_vector
+from policy_split_kernels.contract import IGNORE_INDEX, TargetOutsideVocabulary, check_targets
+from policy_split_kernels.rows import as_rows, check_token_ids, inverse_temperature_vector
+
+from .statistics import entropy_of, named_statistics
 
 
 def selective_log_softmax_and_entropy(
@@ -23,14 +24,16 @@ def selective_log_softmax_and_entropy(
     `entropy_requires_grad` is False. Returns float32 (float64 for float64 logits) of shape `(...)`.
     Where TRL gives NaN, for logits of -inf, the right number stands here; rows that are masked or whose index is -100
     are 0. `trl.kernels` has this function without `entropy_requires_grad`: pass what follows `index` by name.
-    Raises TypeError for an `entropy_requires_grad` that is not a bool, and what `logprobs_and_entropy` raises.
+    Raises TypeError for an `entropy_requires_grad` that is not a bool, and what `selective_log_softmax` raises.
     """
     if not isinstance(entropy_requires_grad, bool):
         raise TypeError(
             f"entropy_requires_grad must be a bool, got {entropy_requires_grad!r}; "
             "pass temperature by name, as temperature=..."
         )
-    logprobs, entropy = logprobs_and_entropy(logits, index, temperature=temperature, mask=row_mask)
+    logprobs, entropy = named_statistics(
+        logits, index, name="index", temperature=temperature, mask=row_mask, mask_name="row_mask"
+    )
     return logprobs, entropy if entropy_requires_grad else entropy.detach()
 
 
@@ -45,18 +48,14 @@ def selective_log_softmax(
     `torch.log_softmax(logits.float() / temperature, -1).gather(-1, index)`, 0 where `row_mask` is 0 or the index -100.
     Returns float32 (float64 for float64 logits) of the shape of `index`; TRL's fallback rounds to bfloat16.
     K tokens cost what one costs, one read and in backward one read and one write of the logits, and K x K comparisons.
-    Raises TypeError or ValueError for wrong dtypes or shapes.
+    Raises TypeError or ValueError for wrong dtypes, shapes or devices, IndexError for an index outside the vocabulary
+    (on a GPU its log-prob and the gradient of its row become NaN).
     """
-    if index.dim() == logits.dim() - 1:
-        return logprobs_and_entropy(logits, index, temperature=temperature, mask=row_mask).logprobs
-    if index.shape[:-1] != logits.shape[:-1] or index.shape[-1] == 0:
-        raise ValueError(
-            f"index has shape {tuple(index.shape)}; expected {tuple(logits.shape[:-1])} or "
-            f"{(*logits.shape[:-1], 'K')} with K >= 1 for logits {tuple(logits.shape)}"
-        )
-    valid = index != IGNORE_INDEX
-    if row_mask is not None:
-        valid = valid & (row_mask != 0)
+    as_rows(logits)
+    if not isinstance(index, Tensor) or index.dim() != logits.dim():
+        options = {"temperature": temperature, "mask": row_mask, "mask_name": "row_mask"}
+        return named_statistics(logits, index, name="index", **options)[0]
+    valid = _several_tokens(logits, index, row_mask)
     return _SeveralLogprobs.apply(logits, index.long(), valid, temperature)
 
 
@@ -69,8 +68,31 @@ def entropy_from_logits(
     `-(log_p.exp() * log_p).sum(-1)` with `log_p = torch.log_softmax(logits.float(), -1)`; logits of -inf, for which TRL
     gives NaN, add 0. Nothing of the size of the logits is made, so `chunk_size` has no effect.
     """
-    any_token = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
-    return logprobs_and_entropy(logits, any_token).entropy
+    return entropy_of(logits)
+
+
+def _several_tokens(logits: Tensor, index: Tensor, row_mask: Tensor | None) -> Tensor:
+    """Which of the K tokens (..., K) of each row count; raises what is wrong with them or with their mask."""
+    check_token_ids("index", index)
+    if index.shape[:-1] != logits.shape[:-1] or index.shape[-1] == 0:
+        raise ValueError(
+            f"index has shape {tuple(index.shape)}; expected {tuple(logits.shape[:-1])} or "
+            f"{(*logits.shape[:-1], 'K')} with K >= 1 for logits {tuple(logits.shape)}"
+        )
+    if row_mask is not None and not isinstance(row_mask, Tensor):
+        raise TypeError(f"row_mask must be a tensor of the shape of index, got {type(row_mask).__name__}")
+    if row_mask is not None and row_mask.shape != index.shape:
+        raise ValueError(f"row_mask has shape {tuple(row_mask.shape)}; expected {tuple(index.shape)}, that of index")
+    for name, x in (("index", index), ("row_mask", row_mask)):
+        if x is not None and x.device != logits.device:
+            raise ValueError(f"{name} is on {x.device}, logits are on {logits.device}; expected the same device")
+    valid = index != IGNORE_INDEX
+    valid = valid if row_mask is None else valid & (row_mask != 0)
+    try:
+        check_targets(index.flatten(), valid.flatten(), logits.shape[-1])
+    except TargetOutsideVocabulary as error:
+        raise error.at(index.shape, "index") from None
+    return valid
 
 
 class _SeveralLogprobs(torch.autograd.Function):
@@ -80,13 +102,16 @@ class _SeveralLogprobs(torch.autograd.Function):
     def forward(ctx, logits: Tensor, index: Tensor, valid: Tensor, temperature: float) -> Tensor:
         rows, shape = as_rows(logits.detach()), index.shape
         several = (rows.shape[0] * rows.shape[1], shape[-1])
-        index, valid = torch.where(valid, index, 0).reshape(several), valid.reshape(several)
+        index, valid = index.reshape(several), valid.reshape(several)
+        known = ~valid | ((index >= 0) & (index < logits.shape[-1]))
+        index = torch.where(valid & known, index, 0)
         inverse_temperature = inverse_temperature_vector(temperature, logits)
         _, entropy, row_max, log_sum = ops.logprobs_entropy(
             rows, index[:, 0].contiguous(), inverse_temperature, valid.any(-1), None, None
         )
         chosen = rows.gather(-1, index.view(*rows.shape[:2], shape[-1])).view(index.shape).to(row_max.dtype)
         logprobs = (chosen - row_max[:, None]) * inverse_temperature[:, None] - log_sum[:, None]
+        logprobs = torch.where(known, logprobs, torch.nan)
         ctx.save_for_backward(logits, index, valid, inverse_temperature, entropy, row_max, log_sum, logprobs)
         return torch.where(valid, logprobs, 0.0).view(shape)
 
@@ -94,7 +119,8 @@ class _SeveralLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream: Tensor):
         logits, index, valid, inverse_temperature, entropy, row_max, log_sum, logprobs = ctx.saved_tensors
-        upstream = torch.where(valid, upstream.reshape(valid.shape), 0.0)
+        upstream = torch.where(logprobs.isnan(), torch.nan, upstream.reshape(valid.shape))
+        upstream = torch.where(valid, upstream, 0.0)
         read, total = valid.any(-1), upstream.sum(-1)
         grad = ops.logprobs_entropy_gradient(
             as_rows(logits), index[:, 0].contiguous(), inverse_temperature, read, None, None,

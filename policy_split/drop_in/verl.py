@@ -5,8 +5,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from policy_split_kernels import ops
-from policy_split_kernels.logprobs import logprobs_and_entropy
+from policy_split_kernels.contract import TargetOutsideVocabulary
 from policy_split_kernels.rows import as_rows, inverse_temperature_vector, rows_lie_apart, target_vector
+
+from .statistics import entropy_of, named_statistics
 
 
 def logprobs_from_logits(
@@ -21,11 +23,14 @@ def logprobs_from_logits(
     `inplace_backward=True` writes the gradient over the logits where they are computed logits with rows of their own,
     which are then gone: pass False, as verl does, where something else reads them in its backward. It then raises the
     RuntimeError of a modified tensor; with flash-attn the gradient would be silently wrong.
-    Raises what `logprobs_and_entropy` raises.
+    Raises TypeError or ValueError for wrong dtypes, shapes or devices, IndexError for a label outside the vocabulary
+    (on a GPU the row becomes NaN).
     """
-    if inplace_backward and torch.is_grad_enabled() and logits.requires_grad and _may_be_overwritten(logits):
+    if not isinstance(inplace_backward, bool):
+        raise TypeError(f"inplace_backward must be a bool, got {inplace_backward!r}")
+    if inplace_backward and torch.is_grad_enabled() and _may_be_overwritten(logits):
         return _InplaceBackward.apply(logits, labels)
-    return logprobs_and_entropy(logits, labels).logprobs
+    return named_statistics(logits, labels, name="labels")[0]
 
 
 def entropy_from_logits(
@@ -36,12 +41,13 @@ def entropy_from_logits(
     `-(log_p.exp() * log_p).sum(-1)` with `log_p = torch.log_softmax(logits.float(), -1)`; logits of -inf, for which
     verl gives NaN, add 0, and an offset that all logits share changes nothing.
     """
-    any_token = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
-    return logprobs_and_entropy(logits, any_token).entropy
+    return entropy_of(logits)
 
 
 def _may_be_overwritten(logits: Tensor) -> bool:
     """Not a leaf's memory, and no element of it twice."""
+    if not isinstance(logits, Tensor) or not logits.requires_grad:
+        return False
     owner = logits if logits._base is None else logits._base
     return not owner.is_leaf and rows_lie_apart(logits)
 
@@ -49,10 +55,12 @@ def _may_be_overwritten(logits: Tensor) -> bool:
 class _InplaceBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor) -> Tensor:
-        arguments = (target_vector(labels, logits), inverse_temperature_vector(1.0, logits))
-        logprobs, entropy, row_max, log_sum = ops.logprobs_entropy(
-            as_rows(logits.detach()), *arguments, None, None, None
-        )
+        rows = as_rows(logits.detach())
+        arguments = (target_vector(labels, logits, "labels"), inverse_temperature_vector(1.0, logits))
+        try:
+            logprobs, entropy, row_max, log_sum = ops.logprobs_entropy(rows, *arguments, None, None, None)
+        except TargetOutsideVocabulary as error:
+            raise error.at(labels.shape, "labels") from None
         ctx.save_for_backward(logits, *arguments, row_max, log_sum, entropy)
         return logprobs.view(labels.shape)
 

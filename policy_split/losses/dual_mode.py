@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from policy_split_kernels import autograd
-from policy_split_kernels.contract import valid_rows
+from policy_split_kernels.contract import TargetOutsideVocabulary, valid_rows
 from policy_split_kernels.rows import (
     as_rows,
     inverse_temperature_vector,
@@ -107,12 +107,15 @@ def dual_mode_loss(
         logits, target, valid, advantages, mode, old_logprobs, ref_logprobs, sampler_logprobs, weights, loss_type,
         max_completion_length, entropy_coef, kl_coef, surrogate, clip_low, clip_high, clip_delta, sampler_cap,
     )  # fmt: skip
-    if process_group is None and ratio_level == "token":
-        out = autograd.loss_rows(rows, *distribution, *tokens, inplace_gradient=inplace_gradient)
-    else:
-        statistics = statistics_of_rows(rows, *distribution, process_group)
-        length = rows.shape[1] if ratio_level == "sequence" else 1
-        out = vector_loss_rows(statistics, valid_rows(target, valid), length, *tokens)
+    try:
+        if process_group is None and ratio_level == "token":
+            out = autograd.loss_rows(rows, *distribution, *tokens, inplace_gradient=inplace_gradient)
+        else:
+            statistics = statistics_of_rows(rows, *distribution, process_group)
+            length = rows.shape[1] if ratio_level == "sequence" else 1
+            out = vector_loss_rows(statistics, valid_rows(target, valid), length, *tokens)
+    except TargetOutsideVocabulary as error:
+        raise error.at(targets.shape) from None
     return DualModeLossOutput(out[0].sum(), *(x.detach().view(targets.shape) for x in out[1:5]))
 
 

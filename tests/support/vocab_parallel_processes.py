@@ -246,7 +246,7 @@ def check_errors(shard):
     for bad in (-1, total, ELSEWHERE):
         wrong = targets.clone()
         wrong[1, 0] = bad
-        message = re.escape(f"targets[3] = {bad} is outside the vocabulary of {total};")
+        message = re.escape(f"targets[1, 0] = {bad} is outside the vocabulary of {total};")
         with pytest.raises(IndexError, match=message):
             logprobs_and_entropy(own, wrong, **group)
         with pytest.raises(IndexError, match=message):

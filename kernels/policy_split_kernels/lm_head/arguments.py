@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..contract import TargetOutsideVocabulary, check_targets, valid_rows
 from ..dtensor import plain_tensors
 from ..rows import DTYPES, inverse_temperature_vector, keep_rows, mask_vector, softcap_value, target_vector
 from ..vocab_parallel import vocab_shard
@@ -52,6 +53,10 @@ def linear_call(
         keep_rows(keep_mask, like),
     )
     shard = None if process_group is None else vocab_shard(len(weight), hidden.device, process_group)
+    try:  # before the first product, and not as a row of some chunk
+        check_targets(rows[0], valid_rows(rows[0], rows[2]), len(weight) if shard is None else shard.total)
+    except TargetOutsideVocabulary as error:
+        raise error.at(targets.shape) from None
 
     def make_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> LinearHead:
         products = Products(hidden.detach(), weight.detach(), _detached(bias), operand_dtype, logits_dtype)

@@ -10,8 +10,8 @@ from ..contract import (
     ELSEWHERE,
     LossRows,
     RowStatistics,
+    check_targets,
     statistics_dtype,
-    target_out_of_range,
     valid_rows,
 )
 from .loss import loss_of_statistics
@@ -136,9 +136,7 @@ def _gather_index(targets: Tensor, valid: Tensor, vocabulary: int) -> tuple[Tens
     """An index that can be gathered, whether it is the target's, and whether the row's target is a legal one."""
     here = valid & (targets >= 0) & (targets < vocabulary)
     in_range = ~valid | here | (targets == ELSEWHERE)
-    if targets.device.type == "cpu" and not in_range.all():
-        row = int((~in_range).nonzero()[0])
-        raise target_out_of_range(row, int(targets[row]), vocabulary)
+    check_targets(targets, valid & (targets != ELSEWHERE), vocabulary)
     return torch.where(here, targets, 0), here, in_range
 
 
