@@ -1,4 +1,4 @@
-"""Formulas of the site as MathML, made while it is built: the browser draws them itself, with a font that lies beside."""
+"""Formulas of the site as MathML, made while it is built; the browser draws them with a font that lies beside."""
 
 import html
 import re
