@@ -25,13 +25,13 @@ LINTED_CPP := $(wildcard kernels/cpp/*)
 train: install
 	$(BIN)/policy-split train $(ARGS)
 
-study: install $(VENV)/.study
+study: install $(VENV)/.plot
 	$(BIN)/policy-split study --document docs/study.md $(ARGS)
 
-study-split: install $(VENV)/.study
+study-split: install $(VENV)/.plot
 	$(BIN)/policy-split study --plan split --document docs/study-split.md $(ARGS)
 
-study-full: install $(VENV)/.study
+study-full: install $(VENV)/.plot
 	$(BIN)/policy-split study --plan full --document docs/study-full.md $(ARGS)
 
 test: install $(VENV)/.test
@@ -102,8 +102,8 @@ $(VENV)/.verl: pyproject.toml | $(VENV)/.package
 	$(BIN)/pip install -e ".[verl]" "pytest>=8.2" "pytest-timeout>=2.3" "pytest-xdist>=3.6" "hypothesis>=6.100"
 	touch $@
 
-$(VENV)/.study: pyproject.toml | $(VENV)/.package
-	$(BIN)/pip install -e ".[study]"
+$(VENV)/.plot: pyproject.toml | $(VENV)/.package
+	$(BIN)/pip install -e ".[plot]"
 	touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.package

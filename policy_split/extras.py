@@ -9,7 +9,6 @@ EXTRAS = {
     "reasoning_gym": "reasoning-gym",
     "math_verify": "math",
     "matplotlib": "plot",
-    "scipy": "study",
     "tensorboard": "trackers",
     "wandb": "trackers",
     "trackio": "trackers",

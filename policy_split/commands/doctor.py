@@ -31,13 +31,12 @@ OPTIONAL = {
     "reasoning_gym": "no reasoning-gym: tasks",
     "math_verify": "no math_reward",
     "matplotlib": "no `policy-split plot`, no `policy-split study`",
-    "scipy": "no `policy-split study`",
     "tensorboard": "no --report_to tensorboard",
 }
 # after the command of pip; flash-attn's build imports the torch that is there
 FLAGS = {"flash_attn": " --no-build-isolation"}
 CHECK = "kernels on "  # how the names of the self-check begin
-REQUIRED = ("transformers", "accelerate", "datasets", "safetensors", "numpy")
+REQUIRED = ("transformers", "accelerate", "datasets", "safetensors", "numpy", "scipy")
 
 
 class Finding(NamedTuple):

@@ -29,8 +29,7 @@ SECONDS = "seconds.json"  # spent so far, over all calls of a study
 def run(arguments: list[str]) -> int:
     """0; 3 if --minutes ended it, its state saved; raises ValueError or OSError in one line for what is wrong."""
     chosen = _parse(arguments)
-    for package in ("scipy", "matplotlib"):  # before anything takes time
-        check_extra(package, "policy-split study")
+    check_extra("matplotlib", "policy-split study")  # before anything takes time
     plan, folder = _plan(chosen), Path(chosen.output or FOLDERS[chosen.plan])
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)

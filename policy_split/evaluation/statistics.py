@@ -4,15 +4,19 @@ Questions are what is drawn at random: intervals and p-values are over them, eac
 over its responses). The p-values are of one comparison each and are not corrected for their number.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 LEVEL = 0.95
 RESAMPLES = 1_000
 SIGN_FLIPS = 10_000
 EXACT_UP_TO = 14  # questions: 2**14 sign patterns are about as many as are drawn beyond that
+TIE = 1e-9  # of the sum of sizes: sums that differ by less are the same
 LARGEST_K = 64
 
 
@@ -63,53 +67,77 @@ def distinct_n(responses: Sequence[Sequence[Hashable]], n: int) -> float:
 def bootstrap_interval(values: Tensor, *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[Tensor, Tensor]:
     """Percentile interval (95 %) of the mean over questions: questions drawn with replacement, `resamples` times.
 
-    values (P, M), M numbers of each question; returns (low (M,), high (M,)), float64. All M use the same draws. The
-    global random state is kept. ValueError: no questions, or values that are not finite.
+    values (P, M), M numbers of each question; returns (low (M,), high (M,)), float64. All M use the same draws, by
+    scipy.stats.bootstrap; one question is its own interval. The global random state is kept. ValueError: no questions,
+    or values that are not finite.
     """
     values = _checked(values)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(values), (resamples, len(values)), generator=generator)
-    # how often each question was drawn: one product gives the means of every column
-    counts = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(
-        1, drawn, torch.ones((), dtype=torch.float64).expand(drawn.shape)
-    )
-    means = counts @ values / len(values)
-    tail = (1 - LEVEL) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
-    return low, high
+    if len(values) == 1:  # which scipy refuses
+        return values[0].clone(), values[0].clone()
+    drawn = stats.bootstrap(
+        (values.T.numpy(),),
+        np.mean,
+        axis=-1,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=_batch(values),
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=seed,
+    ).confidence_interval
+    return torch.as_tensor(drawn.low), torch.as_tensor(drawn.high)
 
 
 def sign_flip_p_values(differences: Tensor, *, seed: int = 0, flips: int = SIGN_FLIPS) -> Tensor:
     """Two-sided p-values of "the mean difference is 0" by the paired sign-flip permutation test.
 
     If the two sides are exchangeable, each question's difference d is as likely as -d: p is the share of sign patterns
-    s with |sum(s * d)| >= |sum(d)|. All 2**m patterns where m, the number of questions whose difference is not 0, is at
-    most 14; else (1 + hits) / (1 + flips) of `flips` drawn ones, which is never below 1 / (1 + flips).
+    s with |sum(s * d)| >= |sum(d)|. All patterns where at most 14 questions have a difference that is not 0; else
+    (1 + hits) / (1 + flips) of `flips` drawn ones, which is never below 1 / (1 + flips). By
+    scipy.stats.permutation_test, which is asked whether a pattern reaches the observed sum: patterns of equal sums are
+    ties in whatever order they were added, whereas scipy would compare the sums themselves to the last digits.
 
     differences (P, M); returns (M,), float64. The global random state is kept. ValueError: no questions, or values that
     are not finite. Source: Fisher, The Design of Experiments (1935), section 21.
     """
     differences = _checked(differences)
-    return torch.stack([_sign_flip_p_value(column[column != 0], seed, flips) for column in differences.unbind(1)])
+    if len(differences) == 1:  # which scipy refuses: both patterns reach it
+        return torch.ones(differences.shape[1], dtype=torch.float64)
+    few = (differences != 0).sum(0) <= EXACT_UP_TO
+    p_values = torch.empty(len(few), dtype=torch.float64)
+    if few.any():
+        # a difference of 0 has no sign: the others first
+        order = (differences[:, few] == 0).sort(dim=0, stable=True).indices[:EXACT_UP_TO]
+        p_values[few] = _share_of_patterns(differences[:, few].gather(0, order), math.inf, seed)
+    if not few.all():
+        p_values[~few] = _share_of_patterns(differences[:, ~few], flips, seed)
+    return p_values
 
 
-def _sign_flip_p_value(differences: Tensor, seed: int, flips: int) -> Tensor:
-    count = len(differences)
-    # patterns that give the same sum must count as ties, in whatever order they were added
-    threshold = differences.sum().abs() - 1e-9 * differences.abs().sum()
-    if count <= EXACT_UP_TO:
-        patterns = torch.arange(2**count)[:, None] >> torch.arange(count) & 1
-        return (_flipped_sums(patterns, differences) >= threshold).double().mean()
-    generator = torch.Generator().manual_seed(seed)
-    hits, block = 0, max(1, 2**22 // count)  # 32 MiB of signs at a time
-    for start in range(0, flips, block):
-        patterns = torch.randint(2, (min(block, flips - start), count), generator=generator)
-        hits += int((_flipped_sums(patterns, differences) >= threshold).sum())
-    return torch.tensor((1 + hits) / (1 + flips), dtype=torch.float64)
+def _share_of_patterns(differences: Tensor, flips: float, seed: int) -> Tensor:
+    """The share of sign patterns whose sum is at least as large as the observed one, (M,)."""
+    threshold = (differences.sum(0).abs() - TIE * differences.abs().sum(0)).numpy()
+
+    def reaches(values: np.ndarray, axis: int) -> np.ndarray:  # (..., M, P) -> (..., M)
+        return (np.abs(values.sum(axis)) >= threshold).astype(float)
+
+    tested = stats.permutation_test(
+        (differences.T.numpy(),),
+        reaches,
+        permutation_type="samples",
+        axis=-1,
+        vectorized=True,
+        n_resamples=flips,
+        batch=_batch(differences),
+        alternative="greater",
+        rng=seed,
+    )
+    return torch.as_tensor(tested.pvalue)
 
 
-def _flipped_sums(patterns: Tensor, differences: Tensor) -> Tensor:
-    return ((1 - 2 * patterns).double() @ differences).abs()
+def _batch(values: Tensor) -> int:
+    """How many resamples of all columns at a time: 32 MiB of numbers."""
+    return max(1, 2**22 // values.numel())
 
 
 def _checked(values: Tensor) -> Tensor:

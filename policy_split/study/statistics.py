@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-
-from policy_split.extras import import_extra
+from scipy import stats
 
 LEVEL = 0.95
+ROUNDING = 1e-12  # of the largest value: values that differ by less are the same one
 
 
 class Estimate(NamedTuple):
@@ -25,8 +25,8 @@ class Difference(NamedTuple):
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and 95 % interval of Student's t over seeds; no width is known from one seed: NaN."""
-    mean, half = _mean_and_half(np.asarray(values, float))
-    return Estimate(mean, mean - half, mean + half)
+    drawn = np.asarray(values, float)
+    return _estimate(drawn, np.abs(drawn).max())
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
@@ -35,27 +35,28 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     NaN where one seed leaves them open; p is 1 where every difference is 0, and 0 where all are the same other number.
     ValueError: not as many of one as of the other.
     """
-    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
-    if ours.shape != theirs.shape:
-        raise ValueError(f"{len(ours)} and {len(theirs)} seeds: a paired difference needs the same ones")
-    deltas = ours - theirs
-    mean, half = _mean_and_half(deltas)
+    left, right = np.asarray(ours, float), np.asarray(theirs, float)
+    if left.shape != right.shape:
+        raise ValueError(f"{len(left)} and {len(right)} seeds: a paired difference needs the same ones")
+    deltas, largest = left - right, max(np.abs(left).max(), np.abs(right).max())
     if len(deltas) < 2:
         p_value = float("nan")
-    elif half == 0:
-        p_value = 1.0 if mean == 0 else 0.0
+    elif _all_the_same(deltas, largest):
+        p_value = 1.0 if abs(deltas.mean()) <= ROUNDING * largest else 0.0
     else:
-        t = abs(mean) / (deltas.std(ddof=1) / len(deltas) ** 0.5)
-        p_value = float(2 * _student(len(deltas)).sf(t))
-    return Difference(mean, mean - half, mean + half, p_value)
+        p_value = float(stats.ttest_1samp(deltas, 0.0).pvalue)
+    return Difference(*_estimate(deltas, largest), p_value)
 
 
-def _mean_and_half(values: np.ndarray) -> tuple[float, float]:
+def _estimate(values: np.ndarray, largest: float) -> Estimate:
+    mean = float(values.mean())
     if len(values) < 2:
-        return float(values.mean()), float("nan")
-    half = _student(len(values)).ppf((1 + LEVEL) / 2) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean()), float(half)
+        return Estimate(mean, float("nan"), float("nan"))
+    if _all_the_same(values, largest):  # where scipy's interval is of rounding errors, or NaN
+        return Estimate(mean, mean, mean)
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(LEVEL)
+    return Estimate(mean, float(low), float(high))
 
 
-def _student(count: int):
-    return import_extra("scipy", "policy-split study", "scipy.stats").t(count - 1)
+def _all_the_same(values: np.ndarray, largest: float) -> bool:
+    return bool(np.ptp(values) <= ROUNDING * largest)

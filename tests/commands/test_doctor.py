@@ -36,7 +36,7 @@ def test_what_is_there(capsys):
         ("peft", ModuleNotFoundError("", name="peft"), "missing", "no LoRA; pip install peft"),
         ("trl", ModuleNotFoundError("No module named 'x'", name="x"), "wrong", "No module named 'x'"),
         ("matplotlib", RuntimeError("of another\nNumPy"), "wrong", "RuntimeError: of another NumPy"),
-        ("scipy", SystemExit(3), "wrong", "SystemExit: 3"),
+        ("reasoning_gym", SystemExit(3), "wrong", "SystemExit: 3"),
         ("datasets", ModuleNotFoundError("", name="datasets"), "wrong", "reinstall policy-split"),
     ],
 )

@@ -122,6 +122,12 @@ def test_repeatable_and_alone():
     assert torch.equal(sign_flip_p_values(values[:, :1] + 0.2, seed=3), p_values[0][:1])
 
 
+def test_one_question_says_nothing_of_others():
+    low, high = bootstrap_interval(torch.tensor([[0.25, -3.0]]))
+    assert low.tolist() == high.tolist() == [0.25, -3.0]
+    assert sign_flip_p_values(torch.tensor([[0.25, 0.0]])).tolist() == [1.0, 1.0]
+
+
 @given(st.lists(st.sampled_from([-2.0, -1.0, -0.1, 0.0, 0.1, 0.2, 0.3, 1.5]), min_size=1, max_size=8))
 def test_few_questions_are_enumerated(differences):
     observed = abs(math.fsum(differences))
@@ -149,6 +155,25 @@ def test_drawn_flips_are_near_the_exact_test():
     assert drawn == pytest.approx(exact, abs=4 * (exact * (1 - exact) / 10_000) ** 0.5 + 1e-3)
     # what is never reached is not said to be impossible
     assert sign_flip_p_values(torch.ones(200, 1)).item() == 1 / 10_001
+
+
+def test_few_differences_among_many_questions_are_enumerated():
+    """2 of 2**5 patterns, and 14 of one sign; a column of many differences beside them changes neither."""
+    differences = torch.zeros(300, 3, dtype=torch.float64)
+    differences[[3, 50, 51, 200, 299], 0] = torch.tensor([0.1, 0.3, 0.2, 0.7, 0.1], dtype=torch.float64)
+    differences[:14, 1] = -0.3
+    differences[:, 2] = torch.linspace(-1, 1.2, 300, dtype=torch.float64)
+    p_values = sign_flip_p_values(differences, seed=5)
+    assert p_values[:2].tolist() == [2 / 2**5, 2 / 2**14]
+    assert [sign_flip_p_values(column[:, None], seed=5).item() for column in differences.T] == p_values.tolist()
+
+
+def test_equal_sums_of_drawn_patterns_are_ties():
+    """12 of 20 differences of 0.1 are positive: every pattern with 12 or more, or 8 or fewer, reaches the sum."""
+    differences = torch.tensor([0.1] * 12 + [-0.1] * 8, dtype=torch.float64)[torch.arange(20) * 9 % 20, None]
+    exact = sum(math.comb(20, positive) for positive in range(21) if abs(2 * positive - 20) >= 4) / 2**20
+    assert 0.5 < exact < 0.51
+    assert sign_flip_p_values(differences).item() == pytest.approx(exact, abs=0.02)
 
 
 def test_p_values_are_uniform_where_nothing_differs():

@@ -187,6 +187,9 @@ def test_differences_are_those_of_the_paired_t_test():
     assert (result.low, result.high) == pytest.approx((interval.low, interval.high), rel=1e-12)
     assert difference([1, 2], [1, 2]) == (0.0, 0.0, 0.0, 1.0)
     assert difference([1, 2], [0, 1]) == (1.0, 1.0, 1.0, 0.0)
+    # the same up to rounding: 0.3 - 0.1 is not 0.4 - 0.2 to the last digit
+    assert difference([0.3, 0.4], [0.1, 0.2]) == (pytest.approx(0.2), pytest.approx(0.2), pytest.approx(0.2), 0.0)
+    assert difference([0.3, 0.1 + 0.2], [0.3, 0.3]).p_value == 1.0
     one = difference([0.5], [0.25])
     assert one.mean == 0.25
     assert all(map(math.isnan, one[1:]))
