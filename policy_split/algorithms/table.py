@@ -61,6 +61,7 @@ class Algorithm:
     chosen: Callable[[Tensor, Samples, torch.Generator, Settings], Tensor] | None = None  # (P*G, T) -> (P*G, T) bool
     loss: Callable[[LossVectors, Settings, Settings], losses.TokenLoss] = _plain_loss
     entropy_control: Callable[[Settings], AdaptiveEntropy] | None = None
+    reads_scores: bool = False  # what trains depends on the rollout's log-probs or entropies, not on rewards alone
     dual_mode: bool = False  # two prompts for each question: the samples are those of `dual_mode_advantages`
 
     def with_settings(self, **settings: Any) -> "Algorithm":
@@ -136,6 +137,7 @@ _ALGORITHMS = (
         "2505.22312",
         ("entropy coefficient",),
         {"target": 0.2, "delta": 0.005},
+        reads_scores=True,
         entropy_control=lambda s: AdaptiveEntropy(**s),
     ),
     Algorithm(
@@ -143,6 +145,7 @@ _ALGORITHMS = (
         "2506.14758",
         ("advantages",),
         {"alpha": 0.4, "kappa": 2.0},
+        reads_scores=True,
         token_advantages=lambda a, x, s: baselines.entropy_advantage(a, x.entropy, **s),
     ),
     Algorithm(
@@ -150,6 +153,7 @@ _ALGORITHMS = (
         "2507.21848",
         ("advantages",),
         {"limit": float("inf")},
+        reads_scores=True,
         token_advantages=lambda a, x, s: baselines.entropy_driven(a, x.entropy, x.mask, **s),
     ),
     Algorithm(
@@ -157,6 +161,7 @@ _ALGORITHMS = (
         "2506.01939",
         ("token mask",),
         {"ratio": 0.2},
+        reads_scores=True,
         token_mask=lambda x, s: baselines.forking_tokens_mask(x.entropy, x.mask, **s),
     ),
     Algorithm(
@@ -164,6 +169,7 @@ _ALGORITHMS = (
         "2505.22617",
         ("loss",),
         {"ratio": 2e-4, "low": 1.0, "high": 5.0},
+        reads_scores=True,
         chosen=lambda a, x, g, s: baselines.clip_cov_mask(a, x.logprobs, x.mask, g, **s),
         loss=lambda x, clip, s: losses.clip_cov_loss(*x, **clip),
     ),
@@ -172,6 +178,7 @@ _ALGORITHMS = (
         "2505.22617",
         ("loss", "clip range"),
         {"ratio": 2e-4, "c": 1.0},
+        reads_scores=True,
         chosen=lambda a, x, g, s: baselines.kl_cov_mask(a, x.logprobs, x.mask, s["ratio"]),
         loss=lambda x, clip, s: losses.kl_cov_loss(*x, c=s["c"]),
     ),
@@ -194,6 +201,7 @@ _ALGORITHMS = (
         "2604.11510",
         ("advantages",),
         {"alpha": 0.5, "eta": 0.03, "kappa": 2.0, "clamp": "paper"},
+        reads_scores=True,
         dual_mode=True,
     ),
 )

@@ -15,6 +15,8 @@ def check_together(config: "PolicySplitConfig") -> None:
             f"algorithm={config.algorithm!r} has one mode: regularizer='loss', bonus_estimator='exact' and "
             f"log_exact_kl compare two"
         )
+    if config.score_with_update == "on" and config.scored_apart_because:
+        raise ValueError(f"score_with_update='on': {config.scored_apart_because}; use 'auto'")
     if config.bf16 and config.fp16:
         raise ValueError("bf16=True and fp16=True exclude each other; choose one")
     if config.regularizer == "loss" and not config.rollout_sharing:
@@ -25,3 +27,17 @@ def check_together(config: "PolicySplitConfig") -> None:
         raise ValueError(f"delta bounds the clipped loss; algorithm={config.algorithm!r} has a loss of its own")
     if config.high_entropy_prompt == (config.normal_prompt or ""):
         raise ValueError("high_entropy_prompt and normal_prompt must differ: they are all that tells the modes apart")
+
+
+def scored_apart_because(config: "PolicySplitConfig") -> str | None:
+    """Why a rollout must be scored before its first update, or None."""
+    algorithm = config.chosen_algorithm
+    if not algorithm.dual_mode:
+        if config.mask_truncated_completions:
+            return "mask_truncated_completions=True measures tokens that do not train"
+        return f"algorithm={config.algorithm!r} has to know the scores of all first" if algorithm.reads_scores else None
+    if not config.rollout_sharing:
+        return "rollout_sharing=False scores rows that do not train"
+    if config.gradient_accumulation_steps is not None:
+        return f"gradient_accumulation_steps={config.gradient_accumulation_steps} cuts questions into several updates"
+    return None

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from policy_split.algorithms.table import Algorithm, find_algorithm
 from policy_split.modes import HIGH_ENTROPY_PROMPT
 
-from .combinations import check_together
+from .combinations import check_together, scored_apart_because
 from .rules import check_each, parsed_object
 
 BONUS_OPTIONS = (
@@ -70,6 +70,12 @@ class PolicySplitConfig:
         "Scoring and updates of sequences without padding, behind each other in one row. Not given: with flash "
         "attention, if the model keeps them apart. True: with any attention; without flash attention the mask of a "
         "micro-batch is the square of its tokens.",
+    )
+    score_with_update: str = _option(
+        "auto",
+        "on: a rollout's first update scores its own rows in the forward that trains them, a micro-batch of whole "
+        "questions at a time; off: all is scored before. auto: on where a question's rows (4n of Policy Split) fit "
+        "into per_device_train_batch_size or gradient_checkpointing keeps activations small; the metrics say which.",
     )
     use_cpu: bool = _option(False, "Stay on the CPU even where there is an accelerator.")
 
@@ -176,6 +182,11 @@ class PolicySplitConfig:
         "scoring; always with regularizer='loss' or bonus_estimator='exact'. Both rows of a response are then in one "
         "micro-batch.",
     )
+    log_all_entropies: bool = _option(
+        False,
+        "Score every response for the metrics. Otherwise questions without a gradient, whose rewards are all equal, "
+        "are not scored but for a few that stand for them: entropies and KLs are then unbiased estimates.",
+    )
     log_completions: bool = _option(
         False, "Write each response with its reward to completions.jsonl every logging_steps."
     )
@@ -217,6 +228,11 @@ class PolicySplitConfig:
     def exact_kl(self) -> bool:
         """Whether the exact KL between the modes is computed, and so both rows of a response in one micro-batch."""
         return self.log_exact_kl or self.regularizer == "loss" or self.bonus_estimator == "exact"
+
+    @property
+    def scored_apart_because(self) -> str | None:
+        """Why a rollout is scored before its first update, or None: then that update can score its own rows."""
+        return scored_apart_because(self)
 
     @property
     def trackers(self) -> list[str]:

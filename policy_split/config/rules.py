@@ -89,6 +89,8 @@ RULES: dict[str, Rule] = {
     "correctness_mask": _one_of("none", "all_same"),
     "rollout_sharing": BOOLEAN,
     "bonus_estimator": _one_of("sampled", "entropy", "exact"),
+    "score_with_update": _one_of("auto", "on", "off"),
+    "log_all_entropies": BOOLEAN,
     "regularizer": _one_of("advantage", "loss"),
     "log_exact_kl": BOOLEAN,
     "entropy_coef_normal": FINITE,

@@ -20,19 +20,25 @@ Sums = dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count): what can be add
 def rollout_sums(rollout: Rollout) -> Sums:
     """Reward, entropy (nats per token) and length of each mode's own responses, and both KLs between the modes.
 
-    A mode that wrote nothing has none, and there is no KL where the responses are not shared.
+    A mode that wrote nothing has none, and there is no KL where the responses are not shared. Rows that were not scored
+    have 0 in the rollout's score_weight, and others stand for them: entropies and KLs are then unbiased estimates.
 
     The KLs are k3 estimates over the sampled tokens and, where the rollout has its divergence, the exact ones at the
     same positions (`exact_kl_...`): their mean over the first-named mode's own tokens, nats.
     """
     names, count = ("mask", "rewards", "logprobs", "entropy"), len(rollout.blocks)
     blocks = {name: getattr(rollout, name).chunk(count) for name in names}
+    weights = (
+        rollout.mask.new_ones((len(rollout.mode), 1)) if rollout.score_weight is None else rollout.score_weight[:, None]
+    )
+    weights = weights.to(rollout.entropy.dtype).chunk(count)
     sums: Sums = {}
     for mode in MODES:
         halves = rollout.halves(mode)
         if not halves:
             continue
         mask, entropy = (torch.cat([blocks[name][half] for half in halves]) for name in ("mask", "entropy"))
+        weight = torch.cat([weights[half] for half in halves])
         truncated = torch.cat([rollout.truncated.chunk(2)[half] for half in halves])
         rewards = torch.cat([blocks["rewards"][half].view(rollout.num_prompts, -1) for half in halves], 1)
         spread = rewards.std(1) if rewards.shape[1] > 1 else torch.zeros_like(rewards[:, 0])
@@ -40,17 +46,17 @@ def rollout_sums(rollout: Rollout) -> Sums:
             "reward": rewards,
             "reward_std": spread,
             "frac_reward_zero_std": rewards.amax(1) == rewards.amin(1),
-            "entropy": entropy[mask],
+            "entropy": (weight * entropy)[mask],
             "completions/mean_length": mask.sum(1),
             "completions/clipped_ratio": truncated,
         }
         sums |= {f"{MODE_NAMES[mode]}/{name}": sum_and_count(value) for name, value in values.items()}
     for name, mode in (("kl_high_normal", HIGH_ENTROPY), ("kl_normal_high", NORMAL)) if rollout.shared else ():
         # block 3 - k holds the responses of block k under the other prompt
-        kl = k3(blocks["logprobs"][mode], blocks["logprobs"][3 - mode])
+        kl = weights[mode] * k3(blocks["logprobs"][mode], blocks["logprobs"][3 - mode])
         sums[f"policy_split/{name}"] = sum_and_count(kl[blocks["mask"][mode]])
         if rollout.divergence is not None:
-            exact = rollout.divergence.chunk(4)[mode]
+            exact = weights[mode] * rollout.divergence.chunk(4)[mode]
             sums[f"policy_split/exact_{name}"] = sum_and_count(exact[blocks["mask"][mode]])
     return sums
 
@@ -58,7 +64,8 @@ def rollout_sums(rollout: Rollout) -> Sums:
 def bonus_sums(rollout: Rollout, bonus: Tensor, free: Tensor, *, shared: bool) -> Sums:
     """`bonus_statistics` of advantages, as sums over tokens and groups; free: the bonus without its clamp."""
     rewards = rollout.rewards.view(2, 2, rollout.num_prompts, rollout.num_generations)
-    clamped = (bonus != free).sum(dtype=torch.float64), (free != 0).sum(dtype=torch.float64)
+    weight = 1.0 if rollout.score_weight is None else rollout.score_weight[:, None].double()
+    clamped = tuple((weight * x).sum(dtype=torch.float64) for x in (bonus != free, free != 0))
     dead = sum_and_count(equal_rewards(rewards if shared else rewards[:1]))
     return {"policy_split/bonus_clamped_frac": clamped, "policy_split/bonus_dead_frac": dead}
 

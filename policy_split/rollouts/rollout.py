@@ -50,6 +50,7 @@ class Rollout:
     logprobs: Tensor | None = None  # (4*P*n, T) nats, filled by `score_rollout`
     entropy: Tensor | None = None  # (4*P*n, T) nats, filled by `score_rollout`
     divergence: Tensor | None = None  # (4*P*n, T) nats, KL(own mode || other mode), filled if config.exact_kl
+    score_weight: Tensor | None = None  # (4*P*n,) rows that a row's scores stand for in the metrics; None: 1 each
     blocks: tuple[tuple[int, int], ...] = BLOCKS
 
     @property
@@ -123,9 +124,14 @@ class Scores(NamedTuple):
     divergence: Tensor | None = None  # (4*P*n, T) nats, KL(own mode || other mode)
 
 
-def score_rollout(policy: Policy, rollout: Rollout, config: PolicySplitConfig) -> None:
-    """Fills what the rollout's policy thinks of it: logprobs, entropy and, if config.exact_kl, divergence."""
-    batches = micro_batches(rollout, range(len(rollout.mode)), config)
+def score_rollout(
+    policy: Policy, rollout: Rollout, config: PolicySplitConfig, rows: Sequence[int] | None = None
+) -> None:
+    """Fills what the rollout's policy thinks of it: logprobs, entropy and, if config.exact_kl, divergence.
+
+    Of some rows alone if they are given, with 0 in all others.
+    """
+    batches = micro_batches(rollout, range(len(rollout.mode)) if rows is None else rows, config)
     scores = score(policy, rollout, batches, config.temperature, divergence=config.exact_kl)
     rollout.logprobs, rollout.entropy, rollout.divergence = scores
 
@@ -148,15 +154,23 @@ def score(
             head_fn = partial(linear_logprobs_and_entropy, chunk_bytes=policy.chunk_bytes, **options)
             values = list(policy.completion_head(batch, head_fn))
         else:
-            logits = policy.completion_logits(batch)
-            values = list(logprobs_and_entropy(logits, **options))
-        if divergence:
-            exact = mode_divergence(*logits.chunk(2), temperature=temperature, mask=mask.chunk(2)[0])
-            values.append(torch.cat((exact.kl_ab, exact.kl_ba)))
+            values = logits_scores(policy.completion_logits(batch), **options, divergence=divergence)
         for number, value in enumerate(values):
             scores[number] = scores[number].to(value.dtype)  # float64 models keep their precision
             scores[number][rows, : batch.length] = batch.scatter(value)
     return Scores(*scores)
+
+
+@torch.no_grad()
+def logits_scores(
+    logits: Tensor, targets: Tensor, temperature: float, mask: Tensor, *, divergence: bool
+) -> list[Tensor]:
+    """Log-probs, entropy and, of paired rows, the divergence of a batch's logits."""
+    values = list(logprobs_and_entropy(logits, targets, temperature=temperature, mask=mask))
+    if divergence:
+        exact = mode_divergence(*logits.chunk(2), temperature=temperature, mask=mask.chunk(2)[0])
+        values.append(torch.cat((exact.kl_ab, exact.kl_ba)))
+    return values
 
 
 def micro_batches(rollout: Rollout, rows: Sequence[int], config: PolicySplitConfig) -> list[list[int]]:
@@ -170,13 +184,23 @@ def cut(rollout: Rollout, rows: Sequence[int], size: int, *, paired: bool = Fals
     paired: of an even size, at least 2, rows of the normal mode first. Where `rows` holds both rows of each of its
     responses, the halves of every micro-batch are then the same responses in the same order under both prompts.
     """
-    if not paired:
-        ordered = sorted(rows, key=lambda row: -rollout.completion_lengths[row])
-        return [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    ordered = sorted(rows, key=lambda row: (-rollout.completion_lengths[row], rollout.response(row)))
-    size, half = max(2, size - size % 2), rollout.num_prompts * rollout.num_generations
+    size = max(2, size - size % 2) if paired else size
+    ordered = _longest_first(rollout, rows, paired)
     batches = (ordered[start : start + size] for start in range(0, len(ordered), size))
-    return [sorted(batch, key=lambda row: rollout.blocks[row // half][0]) for batch in batches]
+    return [in_order(rollout, batch, paired=paired) for batch in batches]
+
+
+def in_order(rollout: Rollout, rows: Sequence[int], *, paired: bool) -> list[int]:
+    """The rows of one micro-batch as it wants them: longest responses first, inside each mode if paired."""
+    ordered, half = _longest_first(rollout, rows, paired), rollout.num_prompts * rollout.num_generations
+    return sorted(ordered, key=lambda row: rollout.blocks[row // half][0]) if paired else ordered
+
+
+def _longest_first(rollout: Rollout, rows: Sequence[int], paired: bool) -> list[int]:
+    lengths = rollout.completion_lengths
+    if paired:
+        return sorted(rows, key=lambda row: (-lengths[row], rollout.response(row)))
+    return sorted(rows, key=lambda row: -lengths[row])
 
 
 def optimizer_batches(rollout: Rollout, config: PolicySplitConfig, seed: int) -> list[list[int]]:

@@ -42,8 +42,7 @@ class RunLog:
         if not self.started:
             self._start(step)
         self.metrics.write(metrics)
-        every = self.config.sample_steps
-        if every and (step == 1 or step % every == 0):
+        if shows_samples(self.config, step):
             for row in sample_rows(rollout, tokenizer, step, SAMPLES_OF_EACH_MODE):
                 self.samples.write(row)
         if step % self.config.logging_steps:
@@ -84,6 +83,12 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / CONFIG, yaml.safe_dump(asdict(self.config), sort_keys=False, allow_unicode=True))
         replace_text(folder / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
+
+
+def shows_samples(config: PolicySplitConfig, step: int) -> bool:
+    """Whether the responses to the step's first question are written with the entropy of each token."""
+    every = config.sample_steps
+    return bool(every) and (step == 1 or step % every == 0)
 
 
 class JsonLines:

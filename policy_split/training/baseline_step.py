@@ -1,15 +1,46 @@
 """What a baseline of `algorithms` trains in a step of the trainer: tokens of a rollout of one policy, their loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from policy_split.algorithms.table import Algorithm, LossVectors, Samples, TrainingTokens, token_loss, training_tokens
-from policy_split.rollouts.metrics import k3
+from policy_split.rollouts.metrics import Sums, k3
 from policy_split.rollouts.rollout import Rollout
 
 TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class BaselineTokens:
+    """What the tokens of a rollout of one policy train on, with the methods of `DualTokens`."""
+
+    advantages_of = None  # known before the first update
+
+    def __init__(self, rollout: Rollout, algorithm: Algorithm, seed: int):
+        self.rollout, self.algorithm, self.seed = rollout, algorithm, seed
+        self.needs_every_score = algorithm.reads_scores
+        self.advantages = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
+        self.chosen: Tensor | None = None  # (2*P*n, T) bool: the tokens that the loss treats differently
+
+    def live(self) -> list[int]:
+        """Questions with an advantage, of an algorithm that reads rewards alone."""
+        mask = self.rollout.mask
+        rewards = self.rollout.rewards.view(2, self.rollout.num_prompts, -1).transpose(0, 1).flatten(1)
+        zeros = torch.zeros((len(mask), 1), device=mask.device)
+        samples = Samples(rewards, zeros, zeros, torch.ones_like(zeros))
+        tokens = training_tokens(self.algorithm, samples, torch.Generator())
+        trains = (tokens.advantages * tokens.mask).view(len(rewards), -1) != 0
+        return trains.any(1).nonzero().squeeze(-1).tolist()
+
+    def fill(self, questions: Sequence[int]) -> None:
+        """Advantages of all tokens, and those that train: the others leave the rollout's train_mask."""
+        tokens = baseline_tokens(self.algorithm, self.rollout, self.seed)
+        self.advantages, self.chosen = tokens.advantages, tokens.chosen
+        self.rollout.train_mask = tokens.mask
+
+    def sums(self) -> Sums:
+        return {}
 
 
 def baseline_tokens(algorithm: Algorithm, rollout: Rollout, seed: int) -> TrainingTokens:

@@ -23,10 +23,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 from transformers import PreTrainedModel, get_scheduler
 
-from policy_split.algorithms.advantages import dual_mode_advantages
 from policy_split.config import PolicySplitConfig
 from policy_split.data.datasets import as_prompts, longest_prompt, question_indices
 from policy_split.data.reasoning_gym import check_held_out, own_reward
@@ -36,7 +34,7 @@ from policy_split.models.policy import Policy, check_fit, enable_checkpointing, 
 from policy_split.models.sharding import gathered, shard_frozen
 from policy_split.progress import mode_postfix, showing, steps_bar, track
 from policy_split.rewards.functions import as_reward_functions, check_columns
-from policy_split.rollouts.metrics import Sums, add_sums, bonus_sums, means, rollout_sums
+from policy_split.rollouts.metrics import Sums, add_sums, means, rollout_sums, sum_and_count
 from policy_split.rollouts.rollout import (
     BLOCKS,
     SINGLE_BLOCKS,
@@ -51,9 +49,12 @@ from policy_split.rollouts.sampling import seed_of
 from policy_split.run_folder.checkpoints import Progress, check_output_dir, find_checkpoint, save_pretrained, usable
 from policy_split.run_folder.launch import make_accelerator, make_optimizer
 from policy_split.run_folder.run_state import RunState
-from policy_split.run_folder.runlog import RunLog
+from policy_split.run_folder.runlog import RunLog, shows_samples
 
-from .baseline_step import baseline_tokens
+from .baseline_step import BaselineTokens
+from .dual_step import DualTokens
+from .first_pass import FirstPass, scores_with_update
+from .scoring import ScorePlan, first_batches, plan_scores
 from .stopping import StopRequest
 from .update import PolicyUpdate
 
@@ -225,23 +226,28 @@ class PolicySplitTrainer:
         started, config = time.perf_counter(), self.config
         rollout = self.sample()
         self.policy.bare.eval()
-        score_rollout(self.policy, rollout, config)
+        batches = optimizer_batches(rollout, config, seed_of(config.seed, "rows", self.progress.step))
+        tokens = self.tokens(rollout)
+        plan = self._plan_scores(rollout, tokens, batches[0])
+        score_rollout(self.policy, rollout, config, plan.before)
         ref_logprobs = None
         if self.reference is not None:
-            rows = range(len(rollout.mode))
-            batches = micro_batches(rollout, rows, config)
-            ref_logprobs = score(self.reference, rollout, batches, config.temperature).logprobs
-        sums = rollout_sums(rollout)
-        if config.chosen_algorithm.dual_mode:
-            (advantages, bonus_sums), chosen = self.advantages(rollout), None
-            sums |= bonus_sums
-        else:
-            advantages, chosen = self.baseline(rollout, means(sums, self.accelerator)["normal/entropy"])
+            scored = micro_batches(rollout, range(len(rollout.mode)), config)
+            ref_logprobs = score(self.reference, rollout, scored, config.temperature).logprobs
+        self._adapt_entropy(rollout)
+        tokens.fill(plan.measured if plan.together else [*plan.live, *plan.measured])
+        first = None
+        if plan.together:
+            cut_to = first_batches(rollout, config, plan, batches[0], self.accelerator)
+            first = FirstPass(rollout, cut_to, tokens.advantages_of)
         learning_rate = self.schedule.get_last_lr()[0]
-        batches = optimizer_batches(rollout, config, seed_of(config.seed, "rows", self.progress.step))
+        sums: Sums = {}
         for number, rows in enumerate(track(batches * config.num_iterations, "optimizer steps", "step")):
             old_logprobs = None if number == 0 else rollout.logprobs
-            sums = add_sums(sums, self.update.step(rollout, rows, advantages, old_logprobs, ref_logprobs, chosen))
+            arguments = (tokens.advantages, old_logprobs, ref_logprobs, tokens.chosen, first if number == 0 else None)
+            sums = add_sums(sums, self.update.step(rollout, rows, *arguments))
+        sums |= rollout_sums(rollout) | tokens.sums()
+        sums["score_with_update"] = sum_and_count(torch.tensor(float(plan.together), device=self.policy.device))
         with warnings.catch_warnings():  # torch's, if the very first optimizer step was skipped
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self.schedule.step()
@@ -266,33 +272,37 @@ class PolicySplitTrainer:
         with gathered(self.policy.bare):
             return make_rollout(self.policy, questions, self.rewards, config, **options)
 
-    def advantages(self, rollout: Rollout) -> tuple[Tensor, Sums]:
-        """Token-level advantages (4*P*n, T), and what became of the bonus; with regularizer="loss" there is none."""
-        config = self.config
-        options = dict(config.bonus_options)
-        options |= {"num_prompts": rollout.num_prompts, "num_generations": rollout.num_generations}
-        options["surprise"] = None if config.bonus_estimator == "sampled" else rollout.entropy
-        options["divergence"] = rollout.divergence if config.bonus_estimator == "exact" else None
-        arguments = (rollout.rewards, rollout.logprobs, rollout.train_mask)
-        advantages, bonus = dual_mode_advantages(*arguments, **options)
-        _, free = dual_mode_advantages(*arguments, **options | {"kappa": None})
-        return advantages, bonus_sums(rollout, bonus, free, shared=config.rollout_sharing)
+    def tokens(self, rollout: Rollout) -> DualTokens | BaselineTokens:
+        """What the rollout's tokens train on: the advantages of both modes, or those of a baseline."""
+        if self.config.chosen_algorithm.dual_mode:
+            return DualTokens(rollout, self.config)
+        seed = seed_of(self.config.seed, "baseline", self.progress.step, self.accelerator.process_index)
+        return BaselineTokens(rollout, self.config.chosen_algorithm, seed)
 
-    def baseline(self, rollout: Rollout, entropy: float) -> tuple[Tensor, Tensor | None]:
-        """Advantages (2*P*n, T) of a baseline and the tokens that its loss treats differently; others do not train.
+    def _plan_scores(self, rollout: Rollout, tokens: DualTokens | BaselineTokens, first_rows: list[int]) -> ScorePlan:
+        config, step = self.config, self.progress.step + 1
+        every = self.update.trains_without_advantage or tokens.needs_every_score
+        return plan_scores(
+            rollout,
+            config,
+            range(rollout.num_prompts) if every else tokens.live(),
+            first_rows,
+            self.accelerator,
+            together=scores_with_update(config, len(rollout.blocks) * rollout.num_generations),
+            show_first=shows_samples(config, step),
+            seed=seed_of(config.seed, "measured", step, self.accelerator.process_index),
+        )
 
-        entropy: of the rollout, nats per token, by which an adaptive coefficient of the entropy term moves.
-        """
+    def _adapt_entropy(self, rollout: Rollout) -> None:
+        """The coefficient of the entropy term, where the algorithm moves it by the entropy of the rollout."""
         algorithm, progress = self.config.chosen_algorithm, self.progress
-        seed = seed_of(self.config.seed, "baseline", progress.step, self.accelerator.process_index)
-        tokens = baseline_tokens(algorithm, rollout, seed)
-        rollout.train_mask = tokens.mask
-        if algorithm.entropy_control is not None:
-            control = algorithm.entropy_control(algorithm.settings)
-            control.load_state_dict({"coefficient": progress.entropy_coef})
-            self.update.entropy_coef = control.update(entropy)
-            progress.entropy_coef = control.coefficient
-        return tokens.advantages, tokens.chosen
+        if algorithm.entropy_control is None:
+            return
+        entropy = means(rollout_sums(rollout), self.accelerator)["normal/entropy"]
+        control = algorithm.entropy_control(algorithm.settings)
+        control.load_state_dict({"coefficient": progress.entropy_coef})
+        self.update.entropy_coef = control.update(entropy)
+        progress.entropy_coef = control.coefficient
 
     def evaluate(
         self, dataset: Any = None, num_samples: int | None = None, *, key: Key = plain_text, correct_reward: float = 1.0

@@ -23,12 +23,13 @@ from policy_split.models.policy import Policy
 from policy_split.modes import MODE_NAMES, MODES
 from policy_split.progress import track
 from policy_split.rollouts.metrics import Sums, add_sums, k3, sum_and_count
-from policy_split.rollouts.rollout import Rollout, micro_batches
+from policy_split.rollouts.rollout import Rollout, logits_scores, micro_batches
 from policy_split.run_folder.checkpoints import Progress
 from policy_split_kernels.linear import linear_token_loss
 from policy_split_kernels.logprobs import logprobs_and_entropy
 
 from .baseline_step import baseline_loss
+from .first_pass import FirstPass, scored_head
 from .regularizer import entropy_coefficients, mode_push, push_coefficients
 
 
@@ -51,6 +52,7 @@ class PolicyUpdate:
         old_logprobs: Tensor | None,  # (4*P*n, T); None: the policy is still the one that sampled, the ratio is 1
         ref_logprobs: Tensor | None,  # (4*P*n, T)
         chosen: Tensor | None = None,  # (4*P*n, T) bool: what a baseline's loss treats differently
+        first: FirstPass | None = None,  # the update also scores its rows
     ) -> Sums:
         """One step over some rows. Weights are those of all its rows together: how they are cut changes nothing.
 
@@ -60,7 +62,10 @@ class PolicyUpdate:
         mask, sums = rollout.train_mask, self._trained_tokens(rollout, rows)
         weights = self._weights(mask, rows)
         loss = torch.zeros((), device=mask.device)
-        batches = micro_batches(rollout, self.contributing(rows, advantages), self.config)
+        if first is None:
+            batches = micro_batches(rollout, self.contributing(rows, advantages), self.config)
+        else:
+            batches = first.batches
         self.policy.model.train(self.config.gradient_checkpointing)
         for number, micro_batch in enumerate(track(batches, "update"), 1):
             # FSDP2 sends the gradient of every micro-batch: to keep it until the last takes the memory of a whole model
@@ -68,7 +73,8 @@ class PolicyUpdate:
             send = last or self.accelerator.is_fsdp2
             self.accelerator.sync_gradients = last  # by which DeepSpeed knows when to step
             with nullcontext() if send else self.accelerator.no_sync(self.policy.model):
-                out = self.backward(rollout, micro_batch, advantages, old_logprobs, ref_logprobs, weights, chosen)
+                arguments = (advantages, old_logprobs, ref_logprobs, weights, chosen, first)
+                out = self.backward(rollout, micro_batch, *arguments)
             loss += out.loss.detach()
             mode = rollout.mode[micro_batch]
             clipped = {f"{MODE_NAMES[m]}/clip_ratio": (out.clipped[mode == m].sum().double(), 0.0) for m in MODES}
@@ -83,14 +89,19 @@ class PolicyUpdate:
         One row at least, so that the optimizer makes its step, and as many in every process, which wait for each other
         in every micro-batch: those that have fewer take rows without a gradient as well.
         """
-        config = self.config
-        other_terms = config.beta > 0 or any(self._entropy_coefficients()) or self._own_loss
-        if other_terms or config.regularizer == "loss":
+        if self.trains_without_advantage:
             return rows
         has_gradient = (advantages != 0).any(1)
         wanted = self.accelerator.gather(has_gradient[list(rows)].sum()[None]).max().clamp(min=1)
         idle = (~has_gradient).tolist()
         return sorted(rows, key=lambda row: idle[row])[: int(wanted)]
+
+    @property
+    def trains_without_advantage(self) -> bool:
+        """Whether tokens have a gradient even where their advantage is 0."""
+        config = self.config
+        other_terms = config.beta > 0 or any(self._entropy_coefficients()) or self._own_loss
+        return other_terms or config.regularizer == "loss"
 
     def backward(
         self,
@@ -101,6 +112,7 @@ class PolicyUpdate:
         ref_logprobs: Tensor | None,
         weights: Tensor,
         chosen: Tensor | None = None,
+        first: FirstPass | None = None,
     ) -> DualModeLossOutput:
         """Adds the gradient of one micro-batch (B, T) to the model's; the output's vectors are (B, T)."""
         config = self.config
@@ -126,13 +138,22 @@ class PolicyUpdate:
             out = self._baseline(batch, arguments, None if chosen is None else batch.gather(chosen))
         elif self.policy.fused:
             head_fn = partial(linear_dual_mode_loss, chunk_bytes=self.policy.chunk_bytes, **arguments)
+            if first is not None and first.advantages_of is not None:
+                options = {"chunk_bytes": self.policy.chunk_bytes, **first.arguments(batch, config.temperature)}
+                head_fn = partial(scored_head, head_fn, batch, first, options)
             out = self.policy.completion_head(batch, head_fn)
         else:
             logits = self.policy.completion_logits(batch)
+            if first is not None and first.advantages_of is not None:
+                options = first.arguments(batch, config.temperature)
+                scores = logits_scores(logits.detach(), **options, divergence=config.exact_kl)
+                arguments["advantages"] = first.advantages(batch, *scores)
             logits, push = mode_push(logits, weights, mask, push_coefficients(config), config.temperature)
             # in place: the logits are this forward's own and nobody else reads them
             out = dual_mode_loss(logits, **arguments, inplace_gradient=True)
             out = out._replace(loss=out.loss + push)
+        if first is not None and first.advantages_of is None:
+            first.keep(batch, out.logprobs, out.entropy)
         self.accelerator.backward(out.loss)
         return DualModeLossOutput(out.loss, *map(batch.scatter, out[1:]))
 

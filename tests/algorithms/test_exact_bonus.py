@@ -147,14 +147,14 @@ def test_exact_estimator_in_the_trainer_is_brute_force(tmp_path):
     """Advantage minus correctness: eta * (H + (1 - alpha) * KL(own || other)) in the high-entropy mode, 0 elsewhere."""
     options = {"alpha": 0.2, "eta": 0.3, "kappa": None, "normalize": "none", "temperature": 0.7}
     run = trainer(tmp_path, model=tiny.model().double(), bonus_estimator="exact", **options)
-    kept, advantages = {}, run.advantages
-    run.advantages = lambda rollout: kept.setdefault("out", advantages(rollout))
+    kept, tokens = {}, run.tokens
+    run.tokens = lambda rollout: kept.setdefault("out", tokens(rollout))
     before = tiny.model().double()
     _, rollout = run.step()
     run.policy.bare.load_state_dict(before.state_dict())  # the policy that was scored
     sizes = {"num_prompts": 3, "num_generations": 4}
     correctness, _ = dual_mode_advantages(rollout.rewards, rollout.logprobs, rollout.mask, eta=0.0, **sizes)
-    bonus = kept["out"][0] - correctness
+    bonus = kept["out"].advantages - correctness
     for row in range(48):
         block, place = divmod(row, 12)
         own, other = (plain_log_p(run.policy, rollout, r, 0.7) for r in (row, (3 - block) * 12 + place))

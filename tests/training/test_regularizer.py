@@ -154,7 +154,9 @@ def test_update_is_plain_autograd_of_the_whole_formula(tmp_path, monkeypatch, si
     assert not rollout.train_mask.equal(rollout.mask)
     monkeypatch.setattr(run.update, "_finish", lambda loss: seen.update(loss=loss) or {})
     rollout.logprobs = torch.zeros(rollout.mask.shape, dtype=torch.float64)
-    advantages, _ = run.advantages(rollout)
+    tokens = run.tokens(rollout)
+    tokens.fill(range(rollout.num_prompts))
+    advantages = tokens.advantages
     run.update.step(rollout, range(ROWS), advantages, None, None)
     actual = {name: parameter.grad.clone() for name, parameter in run.policy.bare.named_parameters()}
     run.policy.bare.zero_grad()
@@ -174,10 +176,10 @@ def test_advantages_are_correctness_alone(tmp_path):
         {"bonus_estimator": "exact"},
     ):
         run = trainer(tmp_path, **options)
-        kept, advantages = {}, run.advantages
-        run.advantages = lambda rollout, kept=kept, f=advantages: kept.setdefault("out", f(rollout))
+        kept, tokens = {}, run.tokens
+        run.tokens = lambda rollout, kept=kept, f=tokens: kept.setdefault("out", f(rollout))
         metrics, _ = run.step()
-        results.append(kept["out"][0])
+        results.append(kept["out"].advantages)
         assert metrics["policy_split/bonus_clamped_frac"] == 0
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])

@@ -107,11 +107,10 @@ def test_rows_without_advantage_change_nothing(tmp_path):
 def test_first_update_is_on_policy(tmp_path):
     """Ratio 1: nothing is clipped, and the loss is minus the weighted mean of the advantages."""
     run = trainer(tmp_path, eta=0.3, clamp="code", kappa=None, epsilon=0.0)
-    kept = {}
-    advantages = run.advantages
-    run.advantages = lambda rollout: kept.setdefault("out", advantages(rollout))
+    kept, tokens = {}, run.tokens
+    run.tokens = lambda rollout: kept.setdefault("out", tokens(rollout))
     metrics, rollout = run.step()
-    expected = -(kept["out"][0] * rollout.mask).sum() / rollout.mask.sum()
+    expected = -(kept["out"].advantages * rollout.mask).sum() / rollout.mask.sum()
     assert metrics["normal/clip_ratio"] == metrics["high_entropy/clip_ratio"] == 0.0
     assert metrics["loss"] == pytest.approx(expected.item(), abs=1e-6)
 
