@@ -48,9 +48,10 @@ def linear_logprobs_and_entropy(
 
     without the N x V logits: a chunk of tokens at a time, and once more in backward (four GEMMs in all). A loss that is
     known token by token is cheaper by `linear_token_loss`.
-    Shapes: hidden `(..., D)`, weight `(V, D)`, bias `(V,)`, of one dtype (float32, bfloat16, float16, float64) unless
-    autocast makes one of them; targets and mask `(...)`; temperature a number or `(...)`. Returns float32 (float64) of
-    shape `(...)`.
+    Shapes: hidden `(..., D)`, weight `(V, D)`, bias `(V,)`; targets and mask `(...)`; temperature a number or `(...)`.
+    Returns float32 (float64) of shape `(...)`. hidden, weight and bias may differ in dtype (float32, bfloat16, float16,
+    float64): the products are those of autocast's dtype, as in F.linear, and else of the one that
+    `torch.promote_types` makes of theirs; each gradient has its tensor's own.
     Tokens whose mask is 0 or whose target is -100 are not computed at all: outputs and gradients are 0, and the cost is
     that of the others. Their number is read on the host, which waits for a GPU once.
     The gradients of weight and bias are summed in float32 whatever the dtype, and rounded once. A side that does not

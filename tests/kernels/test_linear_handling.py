@@ -261,8 +261,6 @@ WRONG = {
     "dim": ({"weight": torch.zeros(11, 7)}, ValueError, r"\(4, 8\) and \(11, 7\)"),
     "weight_vector": ({"weight": torch.zeros(8)}, ValueError, r"weight \(V, D\)"),
     "weight_empty": ({"weight": torch.zeros(0, 8)}, ValueError, "V, D >= 1"),
-    "dtypes": ({"weight": W.bfloat16()}, TypeError, "one dtype outside autocast"),
-    "bias_dtype": ({"bias": torch.zeros(11, dtype=torch.float64)}, TypeError, "one dtype"),
     "bias_shape": ({"bias": torch.zeros(8)}, ValueError, r"bias must have shape \(11,\)"),
     "device": ({"weight": W.to("meta")}, ValueError, "expected the same device"),
     "targets_shape": ({"targets": T[:3]}, ValueError, "targets has shape"),

@@ -102,7 +102,7 @@ TABLE = {
         ("weights_missing", "losses = chunk.take(self.weights) * losses", "pass", HEAD),
     ],
     "lm_head/autograd.py": [
-        ("upstream_ignored", "scale_rows_(rows, upstream.expand", "scale_rows_(rows, (0 * upstream + 1).expand", HEAD),
+        ("upstream_ignored", "scale_rows_(rows, scale.expand", "scale_rows_(rows, (0 * scale + 1).expand", HEAD),
         ("upstream_ignored_again", "grads = (x * upstream for x in", "grads = (x * 1.0 for x in", HEAD),
     ],
     "lm_head/arguments.py": [

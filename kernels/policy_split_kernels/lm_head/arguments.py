@@ -1,5 +1,6 @@
 """What the LM head's functions check of their arguments, and the call that they make of them."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -89,17 +90,13 @@ def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _operand_dtype(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:
-    """What the factors are rounded to: autocast's dtype (float64 is left alone, as by torch), else their own."""
-    dtypes = {x.dtype for x in (hidden, weight, bias) if x is not None}
+    """What the factors are rounded or widened to: autocast's dtype (float64 is left alone, as by torch), else the one
+    that torch promotes theirs to."""
+    dtypes = [x.dtype for x in (hidden, weight, bias) if x is not None]
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and torch.float64 not in dtypes:
         return torch.get_autocast_dtype(device)
-    if len(dtypes) > 1:
-        raise TypeError(
-            f"hidden, weight and bias must have one dtype outside autocast, got {hidden.dtype}, {weight.dtype}"
-            + ("" if bias is None else f" and {bias.dtype}")
-        )
-    return hidden.dtype
+    return functools.reduce(torch.promote_types, dtypes)
 
 
 def _check_settings(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from ..autograd import GRADIENT_IN_BACKWARD
-from ..contract import LossRows
+from ..contract import LossRows, statistics_dtype
 from .chunks import LinearHead, Loss, gradient_pass, loss_pass, statistics_pass
 from .products import Gradients
 
@@ -116,5 +116,6 @@ def _scaled(x: Tensor | None, dtype: torch.dtype, upstream: Tensor) -> Tensor | 
     if x.dtype != dtype:
         return torch.mul(x, upstream, out=torch.empty(x.shape, dtype=dtype, device=x.device))
     rows = x.view(1, -1, x.shape[-1])
-    ops.scale_rows_(rows, upstream.expand(rows.shape[1]).contiguous())
+    scale = upstream.to(statistics_dtype(x.dtype))  # the loss may be of a wider dtype than one of the factors
+    ops.scale_rows_(rows, scale.expand(rows.shape[1]).contiguous())
     return x

@@ -2,7 +2,7 @@
 
 Gradients of weight and bias are summed in float32 (float64 for float64) whatever the dtype of the factors. On a CPU,
 where products of 16-bit numbers are slow and round their sums, the factors are widened to float32, the weight a part of
-the vocabulary at a time.
+the vocabulary at a time, and so is it where hidden states of another dtype promote it.
 """
 
 import functools
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..contract import statistics_dtype
 from ..memory import empty_dense
 
-PART_BYTES = 16 << 20  # of a widened part of the weight
+PART_BYTES = 16 << 20  # of a part of the weight that is cast
 ROW_BYTES = 128  # rows of the buffer start on a multiple: aligned loads and GEMMs whatever the vocabulary
 
 
@@ -26,7 +26,7 @@ def widens(device: torch.device) -> bool:
 class Products:
     """hidden (N, D), weight (V, D), bias (V,) or None; nothing of it requires a gradient.
 
-    `operand_dtype` is what the factors are rounded to (autocast's), `logits_dtype` what the logits are stored in.
+    `operand_dtype` is what the factors are cast to (autocast's, or the promoted one), `logits_dtype` the logits'.
     """
 
     def __init__(
@@ -39,16 +39,17 @@ class Products:
     ):
         self.hidden, self.weight, self.bias = hidden, weight, bias
         self.operand_dtype = operand_dtype
-        self.widened = operand_dtype.itemsize == 2 and widens(hidden.device)
-        self.compute_dtype = torch.float32 if self.widened else operand_dtype
+        widened = operand_dtype.itemsize == 2 and widens(hidden.device)
+        self.compute_dtype = torch.float32 if widened else operand_dtype
         self.logits_dtype = logits_dtype or self.compute_dtype
-        if not self.widened:
-            self.weight = weight.to(operand_dtype)  # once for all chunks, as autocast does
+        self.in_parts = widens(hidden.device) and weight.dtype != self.compute_dtype
+        if not self.in_parts:
+            self.weight = self._cast(weight)  # once for all chunks, as autocast does
 
     @property
     def bytes_per_logit(self) -> int:
         """Of the buffer, and of the gradient's copy where the products cannot read it as it is."""
-        copied = not self.widened and self.logits_dtype != self.compute_dtype
+        copied = not self.in_parts and self.logits_dtype != self.compute_dtype
         return self.logits_dtype.itemsize + (self.compute_dtype.itemsize if copied else 0)
 
     def buffer(self, tokens: int) -> Tensor:
@@ -69,9 +70,9 @@ class Products:
             _set_product(out[:, part], x, self.weight_part(part).t(), bias)
 
     def parts(self) -> Iterator[slice]:
-        """Parts of the vocabulary whose weights are widened together: all of it where none need be."""
+        """Parts of the vocabulary whose weights are cast together: all of it where none need be."""
         vocabulary, dim = self.weight.shape
-        step = max(1, PART_BYTES // (dim * self.compute_dtype.itemsize)) if self.widened else vocabulary
+        step = max(1, PART_BYTES // (dim * self.compute_dtype.itemsize)) if self.in_parts else vocabulary
         return (slice(start, min(start + step, vocabulary)) for start in range(0, vocabulary, step))
 
     def _cast(self, x: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ class Gradients:
         products = self.products
         if self.bias is not None:
             self.bias += grad_logits.sum(0, dtype=self.bias.dtype)
-        if not products.widened:
+        if not products.in_parts:
             grad_logits = grad_logits.to(products.compute_dtype)
         grad_hidden = None if self.hidden is None else self._grad_hidden(x, index)
         for part in products.parts():
