@@ -36,7 +36,7 @@ inline Objective policy_objective(double ratio, double logprob, double advantage
   const double low = 1 - terms.clip_low, high = 1 + terms.clip_high;
   const double clip_ratio = ratio < low ? low : ratio > high ? high : ratio, clip_objective = clip_ratio * advantage;
   if (terms.surrogate == cispo)
-    return {scaled(clip_objective, logprob), clip_objective, clip_ratio < ratio || clip_ratio > ratio};
+    return {scaled(clip_objective, logprob), clip_objective, clip_objective < ratio * advantage};
   const bool above = advantage < 0 && ratio > terms.clip_delta;
   const double objective = (above ? terms.clip_delta : ratio) * advantage;
   const bool outside = clip_objective < objective, clipped = outside || above;

@@ -39,7 +39,7 @@ class LossRows(NamedTuple):
     logprobs: Tensor  # (N,)
     entropy: Tensor  # (N,)
     kl: Tensor  # (N,) k3 estimate against the reference policy, 0 without one
-    clipped: Tensor  # (N,) bool: the clip took this row's policy gradient away
+    clipped: Tensor  # (N,) bool: the ratio is beyond the bound to which the advantage pushes it, and the clip acted
     row_max: Tensor  # (N,)
     log_sum: Tensor  # (N,)
     grad_logprobs: Tensor  # (N,) d losses / d logprobs

@@ -29,7 +29,7 @@ class DualModeLossOutput(NamedTuple):
     logprobs: Tensor  # (...) detached, nats
     entropy: Tensor  # (...) detached, nats
     kl: Tensor  # (...) detached k3 estimate against the reference policy, nats
-    clipped: Tensor  # (...) bool: the clip took this token's policy gradient away
+    clipped: Tensor  # (...) bool: the ratio is beyond the bound to which the advantage pushes it, and the clip acted
 
 
 def dual_mode_loss(
@@ -78,6 +78,9 @@ def dual_mode_loss(
     with `ratio` bounded by `clip_delta` where the advantage is negative. `ratio_level="sequence"` (GSPO) takes in its
     place the exponential of the mean of `l - old_logprobs` over the valid tokens of a row of (..., T); it reads the
     logits twice. `sampler_logprobs` are those of the engine that drew the tokens, `old_logprobs` (or `l`) ours.
+    `clipped` marks the tokens whose advantage pushes the ratio further out of the clip range, A > 0 above it and A < 0
+    below it (or above clip_delta): "clip" takes their gradient away, "cispo" bounds its weight. A ratio that is pushed
+    back is not counted, although CISPO bounds its weight too.
     Shapes: logits `(..., V)`, every per-token argument `(...)`, keep_mask as in `logprobs_and_entropy`. Units: nats.
     `weights` default to those of `loss_type`, "grpo", "dapo", "dr_grpo" (with `max_completion_length`) or "bnpo" as in
     `token_weights`, and else to 1 / number of valid tokens.

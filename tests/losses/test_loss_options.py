@@ -152,14 +152,18 @@ def test_compile_fullgraph(device, name):
     ("ratio", "advantage", "low", "weight", "clipped"),
     [
         (1.5, 2.0, 1.0, 1.5, False),
-        (4.0, 2.0, 1.0, 3.0, True),  # TRL: min(ratio, epsilon_high), whatever the sign of the advantage
-        (4.0, -2.0, 1.0, 3.0, True),
+        (4.0, 2.0, 1.0, 3.0, True),  # the weight is min(ratio, epsilon_high), whatever the sign of the advantage
+        (4.0, -2.0, 1.0, 3.0, False),  # pushed back towards 1: TRL and Liger do not count it, either
+        (4.0, 0.0, 1.0, 3.0, False),
         (0.01, 2.0, 1.0, 0.01, False),
-        (0.01, 2.0, 0.75, 0.25, True),
+        (0.01, 2.0, 0.75, 0.25, False),
+        (0.01, -2.0, 0.75, 0.25, True),
+        (0.01, -2.0, 1.0, 0.01, False),
+        (3.0, 2.0, 1.0, 3.0, False),
     ],
 )
 def test_literal_cispo(device, ratio, advantage, low, weight, clipped):
-    """p = (1/4, 3/4), epsilon_high = 3: loss -weight * A * ln(3/4), gradient -weight * A * (-1/4, 1/4)."""
+    """p = (1/4, 3/4), epsilon_high = 3, a weight of at least 1 - low: loss -weight * A * ln(3/4), gradient -weight * A * (-1/4, 1/4)."""
     logits = torch.tensor([[0.0, math.log(3)]], dtype=torch.float64, device=device, requires_grad=True)
     one = torch.ones(1, dtype=torch.float64, device=device)
     out = dual_mode_loss(

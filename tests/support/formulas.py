@@ -59,7 +59,7 @@ def surrogate_loss(
     bounded = ratio if clip_delta is None else torch.where(advantages < 0, ratio.clamp(max=clip_delta), ratio)
     clip_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
     if surrogate == "cispo":
-        return clip_ratio.detach() * advantages * logprobs, clip_ratio != ratio
+        return clip_ratio.detach() * advantages * logprobs, clip_ratio * advantages < ratio * advantages
     clipped = (clip_ratio * advantages < bounded * advantages) | (bounded < ratio)
     return torch.min(bounded * advantages, clip_ratio * advantages), clipped
 

@@ -51,7 +51,7 @@ def loss_of_statistics(
     if CISPO:
         grad_objective = clip_ratio * advantage
         objective = _scaled(grad_objective, logprob)
-        clipped = (clip_ratio < ratio) | (clip_ratio > ratio)
+        clipped = grad_objective < ratio * advantage
     else:
         ceiling = tl.full((), clip_delta, ratio.dtype)
         bounded = tl.where((advantage < 0) & (ratio > ceiling), ceiling, ratio)

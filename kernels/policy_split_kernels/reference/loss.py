@@ -75,15 +75,16 @@ def policy_objective(
     clip_high: float,
     clip_delta: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the policy gradient raises, its derivative by the log of the ratio, and whether the clip acted.
+    """What the policy gradient raises, its derivative by the log of the ratio, and whether the row counts as clipped.
 
     clip: min(r * A, clip(r) * A), arXiv 1707.06347 eq. 7, r bounded by clip_delta where A < 0.
     cispo: sg(clip(r)) * A * logprob, arXiv 2506.13585 eq. 4.
+    Clipped is, with either, a ratio beyond the bound to which its advantage pushes it; one that is pushed back is not.
     """
     clip_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
     clip_objective = clip_ratio * advantages
     if surrogate == "cispo":
-        return scaled(clip_objective, logprobs), clip_objective, (clip_ratio < ratio) | (clip_ratio > ratio)
+        return scaled(clip_objective, logprobs), clip_objective, clip_objective < ratio * advantages
     bounded = ratio if clip_delta is None else torch.where(advantages < 0, ratio.clamp(max=clip_delta), ratio)
     objective = bounded * advantages
     clipped = (clip_objective < objective) | (bounded < ratio)
