@@ -159,11 +159,11 @@ def test_compile_fullgraph(device, name):
         (0.01, 2.0, 0.75, 0.25, False),
         (0.01, -2.0, 0.75, 0.25, True),
         (0.01, -2.0, 1.0, 0.01, False),
-        (3.0, 2.0, 1.0, 3.0, False),
+        (2.9, 2.0, 1.0, 2.9, False),
     ],
 )
 def test_literal_cispo(device, ratio, advantage, low, weight, clipped):
-    """p = (1/4, 3/4), epsilon_high = 3, a weight of at least 1 - low: loss -weight * A * ln(3/4), gradient -weight * A * (-1/4, 1/4)."""
+    """p = (1/4, 3/4), 1 - low <= weight <= 3: loss -weight * A * ln(3/4), gradient -weight * A * (-1/4, 1/4)."""
     logits = torch.tensor([[0.0, math.log(3)]], dtype=torch.float64, device=device, requires_grad=True)
     one = torch.ones(1, dtype=torch.float64, device=device)
     out = dual_mode_loss(
