@@ -41,8 +41,8 @@ test: install $(VENV)/.test
 # of them once aborted as it ended ("terminate called", after its last line)
 test-verl:
 	$(MAKE) VENV=$(VERL_VENV) $(VERL_VENV)/.verl
-	$(VERL_VENV)/bin/python -m pytest -n auto --dist loadfile $(addprefix tests/test_,verl.py verl_training.py lm_head.py) \
-		--deselect tests/test_lm_head.py::test_ddp_and_fsdp2_train_as_one_process_does $(ARGS)
+	$(VERL_VENV)/bin/python -m pytest -n auto --dist loadfile $(addprefix tests/,integrations/test_verl.py integrations/test_verl_training.py models/test_lm_head.py) \
+		--deselect tests/models/test_lm_head.py::test_ddp_and_fsdp2_train_as_one_process_does $(ARGS)
 
 lint: install $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -66,7 +66,7 @@ check-packages: install $(VENV)/.test
 	$(BIN)/python scripts/check_packages.py $(ARGS)
 
 bench-cpu: install $(VENV)/.test
-	$(BIN)/python -m pytest benchmarks/test_cpu.py benchmarks/test_cpu_linear.py benchmarks/test_cpu_scaling.py -s -q --benchmark-columns=min,median,max,rounds --benchmark-sort=name $(ARGS)
+	$(BIN)/python -m pytest benchmarks/logits/test_cpu.py benchmarks/lm_head/test_cpu.py benchmarks/logits/test_cpu_scaling.py -s -q --benchmark-columns=min,median,max,rounds --benchmark-sort=name $(ARGS)
 
 bench-gpu: install
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
@@ -75,7 +75,7 @@ bench-static: install
 	$(BIN)/python -m benchmarks.static $(ARGS)
 
 bench-scaling: install
-	$(BIN)/python -m benchmarks.scaling $(ARGS)
+	$(BIN)/python -m benchmarks.scaling.points $(ARGS)
 
 install: $(VENV)/.package
 

@@ -1,4 +1,4 @@
-"""What a training step would need on other machines: `python -m benchmarks.scaling` writes docs/scaling.md's tables.
+"""What a training step would need on other machines: `python -m benchmarks.scaling.points` writes docs/scaling.md's tables.
 
 Rates of this machine and steps of the trainer are measured, and the cost model is held against them; for GPUs it is
 given the rates of their data sheets. `--predictions` leaves the measurements out.
