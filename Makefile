@@ -5,6 +5,7 @@
 # make test    the tests; make lint
 # make test-verl                   verl's, in an environment of its own: it holds transformers back and stumbles over TRL
 # make docs    the documentation site, into build/site; make docs-serve shows it while its pages are written
+# make import-graph                the picture of who imports whom, docs/assets/imports.svg
 # make check-packages              builds wheel and sdist and tries both in clean environments
 # make bench-cpu, make bench-gpu   against eager torch, torch.compile and the libraries that are there
 # make bench-scaling               the cost model of docs/scaling.md, against measured points
@@ -16,10 +17,12 @@ VERL_VENV ?= .venv-verl
 # Installed before the package, and only where there is no torch yet: a CUDA build that is there is kept.
 TORCH ?= torch>=2.10,<=2.13.0
 BIN := $(VENV)/bin
+# the hooks of mkdocs.yml are in scripts/site; the second is a notice of Material for MkDocs on each build
+SITE := PYTHONPATH=. NO_MKDOCS_2_WARNING=1
 SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpp/*)
 LINTED_CPP := $(wildcard kernels/cpp/*)
 
-.PHONY: train study study-split study-full test test-verl lint format docs docs-serve check-packages bench-cpu bench-gpu bench-static bench-scaling install clean
+.PHONY: train study study-split study-full test test-verl lint format docs docs-serve import-graph check-packages bench-cpu bench-gpu bench-static bench-scaling install clean
 .DELETE_ON_ERROR:
 
 train: install
@@ -57,10 +60,13 @@ format: $(VENV)/.lint
 	$(BIN)/clang-format -i $(LINTED_CPP)
 
 docs: install $(VENV)/.docs
-	PYTHONPATH=. $(BIN)/python -m mkdocs build --strict $(ARGS)
+	$(SITE) $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 docs-serve: install $(VENV)/.docs
-	PYTHONPATH=. $(BIN)/python -m mkdocs serve $(ARGS)
+	$(SITE) $(BIN)/python -m mkdocs serve $(ARGS)
+
+import-graph: install $(VENV)/.docs
+	$(BIN)/python -m scripts.import_graph
 
 check-packages: install $(VENV)/.test
 	$(BIN)/python scripts/check_packages.py $(ARGS)
@@ -94,7 +100,7 @@ $(VENV)/.package: $(SOURCES) | $(VENV)/.torch
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.package
-	$(BIN)/pip install -e ".[test]"
+	$(BIN)/pip install -e ".[test,docs]"
 	touch $@
 
 # not beside the extra "test", which has TRL: verl 0.9.1 imports a name of it that 1.16 no longer has

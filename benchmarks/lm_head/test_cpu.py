@@ -152,7 +152,7 @@ def memory():
 def peak_memory(name):
     """The C library is told to give back what is freed: kept, it would be there before the next loss, not counted."""
     child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.linear_memory", name], capture_output=True, text=True, check=True,
+        [sys.executable, "-m", "benchmarks.lm_head.memory", name], capture_output=True, text=True, check=True,
         cwd=Path(__file__).parents[2], env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "100000"},
     )  # fmt: skip
     return {int(tokens): peak for tokens, peak in json.loads(child.stdout).items()}

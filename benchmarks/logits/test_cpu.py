@@ -136,7 +136,7 @@ def test_copies(seconds, name, at_most):
 def test_peak_memory(name, at_most):
     """Above the logits, in N x V; 3 % of slack for the allocator and the interpreter."""
     child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", name], capture_output=True, text=True, check=True,
+        [sys.executable, "-m", "benchmarks.logits.memory", name], capture_output=True, text=True, check=True,
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     peak = json.loads(child.stdout)

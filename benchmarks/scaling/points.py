@@ -1,4 +1,5 @@
-"""What a training step would need on other machines: `python -m benchmarks.scaling.points` writes docs/scaling.md's tables.
+"""What a training step would need on other machines: `python -m benchmarks.scaling.points` writes the tables of
+docs/scaling.md.
 
 Rates of this machine and steps of the trainer are measured, and the cost model is held against them; for GPUs it is
 given the rates of their data sheets. `--predictions` leaves the measurements out.
@@ -53,7 +54,7 @@ def run(kind: str, numbers: tuple[int, ...], settings: dict[str, str] | None = N
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "benchmarks.scaling_process", kind, *map(str, numbers)]
+    command = [sys.executable, "-m", "benchmarks.scaling.process", kind, *map(str, numbers)]
     group = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
     group = group | {"MASTER_PORT": str(port)} if world > 1 else {}
     started = []

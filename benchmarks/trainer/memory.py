@@ -1,6 +1,6 @@
 """Peak memory of the trainer's scoring and update, from logits and from hidden states: each in a process of its own.
 
-`python -m benchmarks.trainer_memory [--tokens 1024 2048 4096]` prints a table: above what was there before, the
+`python -m benchmarks.trainer.memory [--tokens 1024 2048 4096]` prints a table: above what was there before, the
 gradients of the parameters included. A small Llama with random weights and a large vocabulary; four rows, one in a
 micro-batch, of one long response.
 """
@@ -109,7 +109,7 @@ def main() -> None:
         options += [f"--layers={arguments.layers}", f"--chunk-mib={arguments.chunk_mib}", f"--tokens={tokens}"]
         found = {}
         for kind in KINDS:
-            command = [sys.executable, "-m", "benchmarks.trainer_memory", *options, f"--kind={kind}"]
+            command = [sys.executable, "-m", "benchmarks.trainer.memory", *options, f"--kind={kind}"]
             found[kind] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         for name in ("loss", "grad_norm"):  # no memory is printed unless both computed the same
             torch.testing.assert_close(*(torch.tensor(found[kind][name]) for kind in KINDS), rtol=1e-3, atol=1e-6)

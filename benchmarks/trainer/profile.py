@@ -1,6 +1,6 @@
 """Where a step of the trainer goes, and what the trainer itself takes of it, on the built-in task's CPU preset.
 
-`python -m benchmarks.trainer_profile [--steps 30] [--algorithms policy_split grpo]` warms the small model up until
+`python -m benchmarks.trainer.profile [--steps 30] [--algorithms policy_split grpo]` warms the small model up until
 responses have their usual lengths, trains each algorithm from a copy of it, and prints a table. Phases are timed by
 functions put around the trainer's own while the benchmark runs: each has its time less that of the phases inside it.
 

@@ -1,4 +1,4 @@
-"""The trainer's own share of a step on the CPU preset: `python -m pytest benchmarks/test_trainer_profile.py -s`."""
+"""The trainer's own share of a step on the CPU preset: `python -m pytest benchmarks/trainer/test_profile.py -s`."""
 
 import statistics
 

@@ -274,7 +274,7 @@ def test_memory_of_the_trainer_is_smaller_from_hidden_states():
     """It prints nothing unless both ways have the same loss and gradient."""
     sizes = ["--tokens", "600", "--vocabulary", "16384", "--width", "32", "--layers", "1", "--chunk-mib", "4"]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.trainer_memory", *sizes],
+        [sys.executable, "-m", "benchmarks.trainer.memory", *sizes],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,6 +1,4 @@
-"""What the README and the site show runs: Python is executed, commands are understood by the parsers that they go to."""
-
-import re
+"""What the README and the site show runs: Python is executed, commands are understood by what they start."""
 
 import page_commands
 import page_names

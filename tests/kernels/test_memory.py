@@ -89,7 +89,7 @@ def test_a_kept_gradient_is_an_ordinary_tensor(large, tmp_path):
 @pytest.mark.parametrize(("name", "at_most"), [("policy_split", 1.03), ("inplace", 0.03), ("eager", 6.0)])
 def test_peak_above_the_logits_in_units_of_them(name, at_most):
     child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", name], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-m", "benchmarks.logits.memory", name], capture_output=True, text=True, check=True, cwd=ROOT
     )
     peak = json.loads(child.stdout)
     assert peak <= at_most

@@ -37,7 +37,7 @@ def check(command: list[str]) -> None:
 
 def policy_split(arguments: list[str]) -> None:
     if arguments[-1] == "--help":
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             sys.exit(main(arguments))
         return
     module, *functions = AFTER_PARSING[arguments[0]]
@@ -71,7 +71,8 @@ def python(arguments: list[str]) -> None:
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     elif arguments[:2] == ["-m", "pytest"]:
         files = [argument for argument in arguments[2:] if "/" in argument]
-        assert files and all((ROOT / file).is_file() for file in files), arguments
+        assert files
+        assert all((ROOT / file).is_file() for file in files), arguments
     elif arguments[:2] == ["-m", "policy_split"]:
         policy_split(arguments[2:])
     else:

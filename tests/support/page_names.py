@@ -1,11 +1,11 @@
-"""What the Python blocks of the pages find: names that their readers have, and what is smaller here than it is there."""
+"""What the Python blocks of the pages find: names that their readers have, and what is smaller here than there."""
 
 import tiny
 import torch
 from datasets import Dataset
 
 QUESTIONS = [{"prompt": question["prompt"]} for question in tiny.QUESTIONS]
-# In every block and command that is executed: as many words of the page as there must be, replaced where a reader has more
+# in every block and command that is executed
 SMALLER = {
     "Qwen/Qwen3-1.7B": "tiny-model",  # no weights are downloaded
     "max_steps=500": "max_steps=1, max_completion_length=4, use_cpu=True",
