@@ -1,6 +1,6 @@
 """Peak memory of the LM head's loss with both gradients, above inputs and gradients: run by a child process of its own.
 
-`python -m benchmarks.linear_memory policy_split` prints the bytes for each number of tokens.
+`python -m benchmarks.lm_head.memory policy_split` prints the bytes for each number of tokens.
 """
 
 import json

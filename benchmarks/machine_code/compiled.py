@@ -3,7 +3,7 @@
 A stub stands for the driver, and every kernel's launch becomes a warm-up: Triton's own launcher then specialises the
 real arguments and compiles for them, alignment, constants and options included. Prints the records of `machine_code`:
 
-    python -m benchmarks.compiled cuda:90 hip:gfx942
+    python -m benchmarks.machine_code.compiled cuda:90 hip:gfx942
 """
 
 import contextlib

@@ -49,7 +49,7 @@ def gpu(name: str, ranks: int) -> Machine:
 
 
 def run(kind: str, numbers: tuple[int, ...], settings: dict[str, str] | None = None) -> dict[str, float]:
-    """What `benchmarks.scaling_process` measures, in one process or in two, with `settings` in their environment."""
+    """What `benchmarks.scaling.process` measures, in one process or in two, with `settings` in their environment."""
     world = KINDS[kind].ranks
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,6 +1,6 @@
 """Run by benchmarks.scaling in each process: rates of this machine, then steps of the trainer; one line of JSON.
 
-`python -m benchmarks.scaling_process KIND LAYERS WIDTH VOCABULARY`, with KIND one, ddp or fsdp2.
+`python -m benchmarks.scaling.process KIND LAYERS WIDTH VOCABULARY`, with KIND one, ddp or fsdp2.
 """
 
 import gc

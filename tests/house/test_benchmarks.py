@@ -257,7 +257,7 @@ def test_cross_entropy_alone_is_a_bound_of_the_head(head):
 def test_compiled_once_for_any_number_of_rows():
     script = """
 import torch
-from benchmarks import candidates, kinds
+from benchmarks.logits import candidates, kinds
 fast = kinds.compiled(candidates.eager_statistics)
 for rows in (24, 40, 7):
     batch = candidates.Batch(rows, 130, torch.float32, 0)

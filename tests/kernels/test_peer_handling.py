@@ -34,7 +34,7 @@ def test_grids_have_one_dimension(device, monkeypatch):
             grids.append(grid)
             return lambda *_, **__: None
 
-    for family in backends.MODULES:
+    for family in ("logits", "divergence"):
         cells = backends.cells(torch.device(device), family)
         for name, value in vars(cells).items():
             if name.endswith("_kernel"):
