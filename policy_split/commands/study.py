@@ -11,6 +11,7 @@ from typing import Any
 
 from policy_split.extras import check_extra
 from policy_split.storage.whole_folder import replace_text
+from policy_split.study.curves import study_curves, write_curves
 from policy_split.study.document import document
 from policy_split.study.figures import draw_curves
 from policy_split.study.plan import PLANS, SPLITS, Plan
@@ -20,7 +21,7 @@ from policy_split.study.variants import NAMES, Variant, chosen_variants
 
 HELP = """Compare algorithms on the built-in Countdown task: every variant from the same warm start, with the
 same number of responses, over several seeds. A finished run is not repeated, and one that was stopped
-goes on: the same command again. Writes the document and its curves."""
+goes on: the same command again. Writes the document, its figure, and the curves in it (data/*.json beside it)."""
 # full takes up the runs of split
 FOLDERS = {"cpu": "runs/study", "split": "runs/study-split", "full": "runs/study-split", "gpu": "runs/study-gpu"}
 SECONDS = "seconds.json"  # spent so far, over all calls of a study
@@ -44,10 +45,13 @@ def run(arguments: list[str]) -> int:
         replace_text(folder / SECONDS, json.dumps({"seconds": round(spent, 1)}) + "\n")
     results = read_results(plan, folder)
     target = Path(chosen.document or folder / "study.md")
-    curves = target.with_suffix(".svg")
-    draw_curves(results, plan.variants, curves)
+    figure = target.with_suffix(".svg")
     command = shlex.join(["policy-split", "study", *arguments])
-    text = document(plan, results, command=command, curves=curves.name, seconds=spent)
+    curves = study_curves(results, plan.variants)
+    data = f"data/{target.stem}.json"
+    write_curves(curves, target.parent / data, about=f"written by {command}")
+    draw_curves(curves, figure)
+    text = document(plan, results, command=command, figure=figure.name, data=data, seconds=spent)
     replace_text(target, text)
     print(f"{text}\nstudy: {target.absolute()}")
     return 0

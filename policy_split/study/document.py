@@ -9,6 +9,7 @@ from policy_split.evaluation.statistics import sizes_of_k
 from policy_split.evaluation.tables import markdown, p_value_text
 from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, NORMAL
 
+from .curves import WINDOW
 from .plan import Plan
 from .results import Results, measure_of
 from .statistics import Difference, Estimate, difference, estimate
@@ -26,8 +27,10 @@ MEASURES = {  # measure -> (title, decimal places)
 }
 
 
-def document(plan: Plan, results: Results, *, command: str, curves: str, seconds: float | None = None) -> str:
-    """Markdown; `curves` is the link to the figure."""
+def document(
+    plan: Plan, results: Results, *, command: str, figure: str, data: str, seconds: float | None = None
+) -> str:
+    """Markdown; `figure` and `data` are links to the curves."""
     parts = [
         "# The comparison at our scale",
         _setting(plan, results, command, seconds),
@@ -44,8 +47,8 @@ def document(plan: Plan, results: Results, *, command: str, curves: str, seconds
         "## pass@k",
         _pass_at_k(plan, results),
         "## Curves",
-        f"![Entropy, reward and KL over the steps]({curves})",
-        "Running means over 20 steps; bands are the range over the seeds.",
+        f"![Entropy, reward and KL over the steps]({figure})",
+        f"Running means over {WINDOW} steps; bands are the range over the seeds. [Their numbers]({data}).",
         "## Settings",
         _settings(plan),
     ]

@@ -1,53 +1,69 @@
 """The curves of a study as SVG: entropy, reward and KL over the steps, mean and range over the seeds."""
 
-import math
+import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from policy_split.extras import import_extra
-from policy_split.modes import MODE_NAMES
+from policy_split.modes import HIGH_ENTROPY, MODE_NAMES
+from policy_split.storage.whole_folder import replace_text
 
-from .results import Results
-from .variants import Variant
+from .curves import Curve
 
-PANELS = (
-    ("entropy", "entropy of the rollouts (nats/token)"),
-    ("reward", "reward on training questions"),
-    ("kl", "KL between the modes (nats/token)"),
-)
-WINDOW = 20  # steps of the running mean
+PANELS = {
+    "entropy": "entropy of the rollouts (nats/token)",
+    "reward": "reward on training questions",
+    "kl": "KL(high-entropy || normal) (nats/token)",
+}
+LOGARITHMIC = 10  # from this many times the median on, one curve would press the others flat
 
 
-def draw_curves(results: Results, variants: Sequence[Variant], target: Path) -> None:
-    """Write the figure; ImportError without matplotlib."""
-    import_extra("matplotlib", "policy-split study").rcParams["svg.hashsalt"] = "policy-split"  # the same file again
-    figure = import_extra("matplotlib", "policy-split study", "matplotlib.figure").Figure
-    figure = figure(figsize=(13, 4), layout="constrained")
-    for axes, (panel, title) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-        for number, variant in enumerate(variants):
-            for name, label, style in _curves(variant, panel):
-                runs = [results.runs[variant.name][seed].curves[name] for seed in results.seeds]
-                if not any(math.isfinite(value) for run in runs for value in run):
-                    continue
-                smooth = np.array([np.convolve(run, np.ones(WINDOW) / WINDOW, "valid") for run in runs])
-                steps = np.arange(smooth.shape[1]) + min(WINDOW, len(runs[0]))
-                axes.plot(steps, smooth.mean(0), style, color=f"C{number % 10}", label=label, linewidth=1.4)
-                axes.fill_between(steps, smooth.min(0), smooth.max(0), color=f"C{number % 10}", alpha=0.15, linewidth=0)
+def draw_curves(curves: Sequence[Curve], target: Path) -> None:
+    """Write the figure, the same file from the same curves; ImportError without matplotlib."""
+    figure_class = import_extra("matplotlib", "policy-split study", "matplotlib.figure").Figure
+    figure = figure_class(figsize=(13, 4.6), layout="constrained")
+    names = list(dict.fromkeys(curve.variant for curve in curves))
+    lines: dict[str, Any] = {}
+    for axes, (panel, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        shown = [curve for curve in curves if curve.panel == panel]
+        for curve in shown:
+            lines.setdefault(_label(curve), _draw(axes, curve, f"C{names.index(curve.variant) % 10}"))
         axes.set(title=title, xlabel="step")
-        axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, fontsize="small")
+        _scale(axes, shown)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+    write_svg(figure, target)
+
+
+def write_svg(figure: Any, target: Path) -> None:
+    """The figure with its text as text and its places to a hundredth of a point, which are half of a file of curves."""
+    drawn = io.StringIO()
+    options = {"svg.hashsalt": "policy-split", "svg.fonttype": "none"}
+    with import_extra("matplotlib", "policy-split study").rc_context(options):
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    short = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", drawn.getvalue())
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, metadata={"Date": None})
+    replace_text(target, short)
 
 
-def _curves(variant: Variant, panel: str) -> list[tuple[str, str, str]]:
-    """(column of metrics.jsonl, label, line style)"""
-    if panel == "kl":
-        label = f"{variant.title}: KL(high-entropy || normal)"
-        return [("policy_split/kl_high_normal", label, "-")] if variant.dual_mode else []
-    if panel == "reward" or not variant.dual_mode:
-        return [(f"normal/{panel}", variant.title, "-")]
-    modes = zip(MODE_NAMES, ("-", "--"), strict=True)
-    return [(f"{mode}/{panel}", f"{variant.title}, {mode.replace('_', '-')}", style) for mode, style in modes]
+def _draw(axes: Any, curve: Curve, color: str) -> Any:
+    style = "--" if curve.mode == MODE_NAMES[HIGH_ENTROPY] else "-"
+    axes.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
+    (line,) = axes.plot(curve.steps, curve.mean, style, color=color, linewidth=1.4)
+    return line
+
+
+def _scale(axes: Any, curves: Sequence[Curve]) -> None:
+    values = np.array([value for curve in curves for value in curve.mean])
+    positive = values[np.isfinite(values) & (values > 0)]
+    if len(positive) and positive.max() > LOGARITHMIC * np.median(positive):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def _label(curve: Curve) -> str:
+    return f"{curve.title}, {curve.mode.replace('_', '-')}"

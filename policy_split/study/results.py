@@ -16,8 +16,14 @@ from .plan import Plan
 from .runner import finished
 from .work import EVALUATION, WARM_START
 
-# curve of metrics.jsonl -> what it shows
-CURVES = ("normal/entropy", "high_entropy/entropy", "policy_split/kl_high_normal", "normal/reward")
+# columns of metrics.jsonl
+CURVES = (
+    "normal/entropy",
+    "high_entropy/entropy",
+    "normal/reward",
+    "high_entropy/reward",
+    "policy_split/kl_high_normal",
+)
 
 
 @dataclass(frozen=True)

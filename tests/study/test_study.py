@@ -96,7 +96,14 @@ def test_the_command_writes_the_document(done, tmp_path, monkeypatch, capsys):
         assert words in text
     curves = (tmp_path / "study.svg").read_text()
     assert curves.count("<svg") == 1
-    assert "Policy Split: KL" in curves
+    assert "Policy Split, high-entropy" in curves
+    data = json.loads((tmp_path / "data" / "study.json").read_text())
+    assert data["about"].startswith("written by policy-split study --output")
+    runs = [read_results(PLAN, done).runs["grpo"][seed].curves["normal/entropy"] for seed in (1, 2)]
+    means = sorted(sum(run) / len(run) for run in runs)
+    first = data["curves"][0]
+    assert (first["variant"], first["panel"], first["steps"]) == ("grpo", "entropy", [4])
+    assert first["mean"] + first["low"] + first["high"] == pytest.approx([sum(means) / 2, *means], rel=1e-4)
     cli.main(arguments)
     assert (tmp_path / "study.svg").read_text() == curves
 
