@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import yaml
-from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from policy_split.config import PolicySplitConfig
@@ -16,6 +15,7 @@ from policy_split.countdown.problems import HIGH_ENTROPY_PROMPT, canonical, coun
 from policy_split.countdown.sizes import SIZES, load_size
 from policy_split.data.datasets import DATASET_HELP, load_prompts
 from policy_split.data.reasoning_gym import own_reward
+from policy_split.data.rows import Questions
 from policy_split.evaluation.comparison import compare
 from policy_split.evaluation.evaluate import evaluate_in_detail, plain_text
 from policy_split.evaluation.question_scores import Key
@@ -63,7 +63,7 @@ OFFERED = [
 class Task:
     """What the responses are asked and how they are graded: the same for every model of one command."""
 
-    dataset: Dataset
+    dataset: Questions
     reward_funcs: Any
     key: Key
     correct_reward: float

@@ -1,66 +1,54 @@
 """Questions: a column `prompt`, text or chat messages; every other column goes to the reward functions."""
 
-import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict
 
 from policy_split.config import PolicySplitConfig
 from policy_split.modes import MODE_NAMES, MODES, check_prompt, encode_prompt
 
-from .reasoning_gym import PREFIX, gym_dataset
+from .reasoning_gym import check_held_out
+from .rows import Questions, Rows, place
+from .sources import one_split, read_questions
 
-DATASET_HELP = "JSON lines, parquet, a saved dataset, reasoning-gym:TASK or a hub name,"
-RESERVED_COLUMNS = ("completions", "completion_ids")
-FILE_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+DATASET_HELP = "JSON lines, parquet, a saved dataset, reasoning-gym:TASK or a hub name, each with or without :SPLIT,"
+RESERVED_COLUMNS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+Data = Questions | DatasetDict | Sequence[Mapping[str, Any]] | str | Path
 
 
-def load_prompts(name_or_path: str | Path, *, split: str = "train", held_out: bool = False) -> Dataset:
-    """Questions from JSON lines (.jsonl, .json), parquet, a folder of `save_to_disk`, or the Hugging Face hub;
-    "reasoning-gym:NAME?size=2000&seed=0&..." makes those of a task (extra `reasoning-gym`), see `gym_dataset`.
+def load_prompts(name_or_path: str | Path, *, split: str | None = None, held_out: bool = False) -> Questions:
+    """Questions from JSON lines (.jsonl, .json, also packed by gzip), parquet, a folder of `save_to_disk`, or the
+    Hugging Face hub: "PATH[:SPLIT]"; "reasoning-gym:NAME?size=2000&seed=0&..." makes those of a task (extra
+    `reasoning-gym`), see `gym_dataset`.
 
-    held_out: the size and seed of such a task are those of an evaluation, 500 and 1000000000, unless the name has them.
-    Raises FileNotFoundError for a path that is not there, ValueError for another kind of file, for data that cannot be
-    read, for no rows, and for no column `prompt` (it names those that are there).
+    The rows of JSON lines are `Rows`, of the same types and keys as in the file; all others are a Dataset. split: in
+    place of the one in the name, also datasets' slices such as "train[:100]"; not given: train. held_out: of several
+    splits test or validation, and the size and seed of a task are those of an evaluation, 500 and 1000000000, unless
+    the name has them. Raises FileNotFoundError for a path that is not there, ValueError for another kind of file, for
+    data that cannot be read, for a split that is not there, for no rows, and for no column `prompt` (it names those
+    that are there).
     """
-    path, where = Path(name_or_path), str(name_or_path)
-    if where.startswith(PREFIX):
-        dataset = gym_dataset(where, held_out=held_out)
-    elif path.is_dir():
-        dataset = _from_folder(path)
-    elif path.suffix in FILE_READERS:
-        if not path.is_file():
-            raise FileNotFoundError(f"{where}: there is no such file")
-        dataset = _from_file(path)
-    elif path.exists():
-        raise ValueError(
-            f"{where}: cannot read {path.suffix or 'this kind of file'}; expected {', '.join(FILE_READERS)}"
-        )
-    else:
-        dataset = _from_hub(where, split)
-    if isinstance(dataset, DatasetDict):
-        if split not in dataset:
-            raise ValueError(f"{where} has no split {split!r}; it has {', '.join(dataset)}")
-        dataset = dataset[split]
-    return as_prompts(dataset, where)
+    return as_prompts(read_questions(str(name_or_path), split=split, held_out=held_out), str(name_or_path))
 
 
-def as_prompts(
-    data: Dataset | Sequence[Mapping[str, Any]] | str | Path, name: str = "the dataset", *, held_out: bool = False
-) -> Dataset:
-    """A checked Dataset of questions: a Dataset, a list of rows, or anything that `load_prompts` takes.
+def as_prompts(data: Data, name: str = "the dataset", *, held_out: bool = False) -> Questions:
+    """Checked questions: of a Dataset or DatasetDict, a list of rows, or anything that `load_prompts` takes.
 
     Raises ValueError for no rows, no column `prompt`, a column whose name reward functions need for something else, and
     a prompt that is neither text nor messages (it names the row); TypeError for another type of data.
     """
     if isinstance(data, (str, Path)):
         return load_prompts(data, held_out=held_out)
+    if isinstance(data, DatasetDict):
+        data = one_split(data, name, held_out=held_out)
     if isinstance(data, Sequence):
-        data = Dataset.from_list([dict(row) for row in data])
-    if not isinstance(data, Dataset):
+        data = Rows(data, name)
+    if not isinstance(data, (Dataset, Rows)):
         raise TypeError(f"{name} must be a datasets.Dataset, a list of rows or a path, got {type(data).__name__}")
     if len(data) == 0:
         raise ValueError(f"{name} has no rows; there is nothing to train or evaluate on")
@@ -69,14 +57,28 @@ def as_prompts(
     for column in RESERVED_COLUMNS:
         if column in data.column_names:
             raise ValueError(
-                f"{name} has a column {column!r}, a name that reward functions use for the responses; rename it"
+                f"{name} has a column {column!r}, a name that reward functions use for something else; rename it"
             )
     for row, prompt in enumerate(data["prompt"]):
         try:
             check_prompt(prompt)
         except ValueError as error:
-            raise ValueError(f"{name}, row {row}: {error}") from None
+            raise ValueError(f"{place(data, row, name)}: {error}") from None
     return data
+
+
+def check_apart(train: Questions, evaluated: Questions) -> None:
+    """A warning if questions of the evaluation are trained on; what `check_held_out` says of reasoning-gym's tasks."""
+    if check_held_out(train, evaluated):
+        return
+    trained = set(map(repr, train["prompt"]))
+    shared = sum(repr(prompt) in trained for prompt in evaluated["prompt"])
+    if shared:
+        warnings.warn(
+            f"{shared} of the {len(evaluated)} questions of eval_dataset are questions of train_dataset as well: "
+            f"they measure what was trained on",
+            stacklevel=3,
+        )
 
 
 def encode_modes(tokenizer: Any, prompt: Any, config: PolicySplitConfig, where: str) -> list[list[int]]:
@@ -100,12 +102,12 @@ def encode_modes(tokenizer: Any, prompt: Any, config: PolicySplitConfig, where: 
     return ids
 
 
-def longest_prompt(tokenizer: Any, dataset: Dataset, config: PolicySplitConfig, name: str = "train_dataset") -> int:
+def longest_prompt(tokenizer: Any, dataset: Questions, config: PolicySplitConfig, name: str = "train_dataset") -> int:
     """Tokens of the longest prompt of either mode; every prompt is checked, see `encode_modes`."""
     return max(
         len(ids)
         for row, prompt in enumerate(dataset["prompt"])
-        for ids in encode_modes(tokenizer, prompt, config, f"{name}, row {row}")
+        for ids in encode_modes(tokenizer, prompt, config, place(dataset, row, name))
     )
 
 
@@ -120,35 +122,3 @@ def question_indices(size: int, seed: int, step: int, prompts_per_step: int) -> 
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         orders[epoch] = torch.randperm(size, generator=generator).tolist()
     return [orders[position // size][position % size] for position in positions]
-
-
-def _from_file(path: Path) -> Dataset:
-    try:
-        if FILE_READERS[path.suffix] == "parquet":
-            return Dataset.from_parquet(str(path))
-        text = path.read_text(encoding="utf-8")
-        rows = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(line) for line in text.splitlines() if line]
-        )
-        return Dataset.from_list(rows)
-    except (OSError, ValueError, TypeError, AttributeError) as error:  # json, arrow and unicode errors are ValueErrors
-        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _from_folder(path: Path) -> Dataset | DatasetDict:
-    try:
-        return load_from_disk(str(path))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: a folder, but not one that datasets' save_to_disk has written") from error
-
-
-def _from_hub(name: str, split: str) -> Dataset:
-    try:
-        return load_dataset(name, split=split)
-    except Exception as error:  # the hub's client has many kinds: no network, no such dataset, no access, no such split
-        raise FileNotFoundError(
-            f"{name}: there is no such file or folder, and it could not be loaded from the Hugging Face hub "
-            f"({type(error).__name__}: {error})"
-        ) from error

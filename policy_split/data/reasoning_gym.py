@@ -16,6 +16,8 @@ from policy_split.extras import check_extra
 from policy_split.isolation.isolated import Isolated
 from policy_split.progress import track
 
+from .rows import Questions
+
 PREFIX = "reasoning-gym:"
 WORKER = Path(__file__).with_name("gym_worker.py")
 # Question i is drawn from seed + i: seeds of two sets of questions must be further apart than the sets are long.
@@ -129,19 +131,20 @@ class ReasoningGymReward:
         return self.workers[key]
 
 
-def own_reward(dataset: Dataset) -> ReasoningGymReward | None:
+def own_reward(dataset: Questions) -> ReasoningGymReward | None:
     """The reward of a dataset that `gym_dataset` has made, also if it was saved since; None for any other."""
     return ReasoningGymReward(dataset["task"][0]) if _tasks(dataset) else None
 
 
-def check_held_out(train: Dataset, evaluated: Dataset) -> None:
-    """ValueError if both draw the same questions from the same seeds; a warning if some are the same by chance."""
+def check_held_out(train: Questions, evaluated: Questions) -> bool:
+    """Whether both are of tasks; ValueError if they draw the same questions from the same seeds, a warning if some are
+    the same by chance."""
     tasks = _tasks(train), _tasks(evaluated)
     if not all(tasks):
-        return
+        return False
     shared = len(set(train["prompt"]) & set(evaluated["prompt"]))
     if not shared:
-        return
+        return True
     for ours in tasks[0]:
         for theirs in tasks[1]:
             if ours.name == theirs.name and set(ours.seeds) & set(theirs.seeds):
@@ -150,9 +153,10 @@ def check_held_out(train: Dataset, evaluated: Dataset) -> None:
                     f"seed + i; leave the seed out, or set it to {ours.seeds.stop} or more"
                 )
     warnings.warn(f"{shared} different questions of eval_dataset are in train_dataset as well, by chance", stacklevel=3)
+    return True
 
 
-def _tasks(dataset: Dataset) -> list[GymTask]:
+def _tasks(dataset: Questions) -> list[GymTask]:
     """The tasks of the rows; none if one of the rows is of no task."""
     if not {"task", "entry"} <= set(dataset.column_names):
         return []

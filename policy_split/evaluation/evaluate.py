@@ -1,17 +1,18 @@
 """How good and how different the answers of both modes are, on questions that were not trained on."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from policy_split.config import PolicySplitConfig
-from policy_split.data.datasets import as_prompts, longest_prompt
+from policy_split.data.datasets import Data, as_prompts, longest_prompt
+from policy_split.data.rows import Questions
 from policy_split.models.policy import Policy, check_fit
 from policy_split.modes import MODE_NAMES, MODES
 from policy_split.rewards.functions import RewardFunction, as_reward_functions, check_columns
@@ -39,7 +40,7 @@ def plain_text(completion: str) -> str:
 def evaluate_modes(
     model: PreTrainedModel,
     tokenizer: Any,
-    dataset: Dataset | Sequence[Mapping[str, Any]] | str,
+    dataset: Data,
     reward_funcs: Any,
     config: PolicySplitConfig,
     num_samples: int = 8,
@@ -72,7 +73,7 @@ def evaluate_modes(
 def evaluate_in_detail(
     model: PreTrainedModel,
     tokenizer: Any,
-    dataset: Dataset | Sequence[Mapping[str, Any]] | str,
+    dataset: Data,
     reward_funcs: Any,
     config: PolicySplitConfig,
     num_samples: int = 64,
@@ -104,13 +105,14 @@ def evaluate_in_detail(
         model.train(training)
     scores = {name: torch.cat([part[name] for part in parts]).tolist() for name in parts[0]}
     counts = {"num_questions": len(dataset), "num_samples": num_samples, "correct_reward": correct_reward}
-    details = {"questions": list(dataset["prompt"]), "per_question": scores}
+    questions = json.loads(json.dumps(list(dataset["prompt"]), default=str))  # as they will be read
+    details = {"questions": questions, "per_question": scores}
     return counts | summarize(scores, num_samples, seed=seed) | details
 
 
 def evaluate_policy(
     policy: Policy,
-    dataset: Dataset,
+    dataset: Questions,
     functions: Sequence[tuple[RewardFunction, float]],
     config: PolicySplitConfig,
     num_samples: int,
@@ -187,7 +189,7 @@ def format_table(before: Mapping[str, Any], after: Mapping[str, Any] | None = No
 
 def _checked(
     model: PreTrainedModel, tokenizer: Any, dataset: Any, reward_funcs: Any, config: PolicySplitConfig
-) -> tuple[Policy, Dataset, list[tuple[RewardFunction, float]]]:
+) -> tuple[Policy, Questions, list[tuple[RewardFunction, float]]]:
     policy, dataset = Policy(model, tokenizer), as_prompts(dataset, "the evaluation dataset", held_out=True)
     functions = as_reward_functions(reward_funcs, config.reward_weights, config.reward_timeout)
     check_columns(functions, dataset.column_names)
@@ -198,7 +200,7 @@ def _checked(
 
 def _rollouts(
     policy: Policy,
-    dataset: Dataset,
+    dataset: Questions,
     functions: Sequence[tuple[RewardFunction, float]],
     config: PolicySplitConfig,
     num_samples: int,

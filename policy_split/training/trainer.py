@@ -17,17 +17,15 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import PreTrainedModel, get_scheduler
 
 from policy_split.config import PolicySplitConfig
-from policy_split.data.datasets import as_prompts, longest_prompt, question_indices
-from policy_split.data.reasoning_gym import check_held_out, own_reward
+from policy_split.data.datasets import Data, as_prompts, check_apart, longest_prompt, question_indices
+from policy_split.data.reasoning_gym import own_reward
 from policy_split.evaluation.evaluate import Key, evaluate_policy, flatten, plain_text
 from policy_split.isolation.time_limit import add_note
 from policy_split.models.policy import Policy, check_fit, enable_checkpointing, fuse_lm_head, load_model, load_tokenizer
@@ -64,7 +62,8 @@ class PolicySplitTrainer:
 
     model: a PreTrainedModel, trained in place, or a name or path. tokenizer: the model's; None for a model given by
     name. reward_funcs: one function or several, callable or "module:function"; None: that of a reasoning-gym dataset.
-    train_dataset, eval_dataset: a Dataset, a list of rows, or what `load_prompts` takes, with a column `prompt`.
+    train_dataset, eval_dataset: a Dataset, a list of rows, or what `load_prompts` takes, with a column `prompt`; the
+    others go to the rewards as they are.
     ref_model: the reference of config.beta, by default a frozen copy of the model. Raises ValueError, TypeError,
     ImportError or FileNotFoundError, naming what is wrong, before anything is written; every prompt of the datasets is
     checked here.
@@ -75,9 +74,9 @@ class PolicySplitTrainer:
         model: PreTrainedModel | str,
         tokenizer: Any,
         reward_funcs: Any,
-        train_dataset: Dataset | Sequence[Mapping[str, Any]] | str,
+        train_dataset: Data,
         config: PolicySplitConfig | None = None,
-        eval_dataset: Dataset | Sequence[Mapping[str, Any]] | str | None = None,
+        eval_dataset: Data | None = None,
         ref_model: PreTrainedModel | str | None = None,
     ):
         self.config = config = PolicySplitConfig() if config is None else config
@@ -90,7 +89,7 @@ class PolicySplitTrainer:
         self.train_dataset = as_prompts(train_dataset, "train_dataset")
         self.eval_dataset = None if eval_dataset is None else as_prompts(eval_dataset, "eval_dataset", held_out=True)
         if self.eval_dataset is not None:
-            check_held_out(self.train_dataset, self.eval_dataset)
+            check_apart(self.train_dataset, self.eval_dataset)
         reward_funcs = own_reward(self.train_dataset) if reward_funcs is None else reward_funcs
         if reward_funcs is None:
             raise ValueError("reward_funcs is None; only a reasoning-gym dataset has a reward of its own")

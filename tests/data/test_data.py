@@ -6,7 +6,7 @@ import datasets
 import pytest
 import tiny
 
-from policy_split.data import datasets as data
+from policy_split.data import sources
 from policy_split.data.datasets import as_prompts, encode_modes, load_prompts, longest_prompt, question_indices
 
 ROWS = [{"prompt": "1", "answer": "a"}, {"prompt": "2", "answer": "b"}]
@@ -38,7 +38,7 @@ def test_every_source_gives_the_same_rows(source):
 def test_hub_name_goes_to_load_dataset(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        data, "load_dataset", lambda name, split: asked.append((name, split)) or datasets.Dataset.from_list(ROWS)
+        sources, "load_dataset", lambda name, split: asked.append((name, split)) or datasets.Dataset.from_list(ROWS)
     )
     assert len(load_prompts("someone/questions", split="test")) == 2
     assert asked == [("someone/questions", "test")]
@@ -48,7 +48,7 @@ def test_hub_failure_says_both_things(monkeypatch):
     def fail(name, split):
         raise ConnectionError("offline")
 
-    monkeypatch.setattr(data, "load_dataset", fail)
+    monkeypatch.setattr(sources, "load_dataset", fail)
     with pytest.raises(FileNotFoundError, match=r"no such file or folder.*ConnectionError: offline"):
         load_prompts("someone/questions")
 
@@ -60,7 +60,7 @@ def test_faults_of_files(tmp_path):
     with pytest.raises(ValueError, match=r"cannot read \.csv"):
         load_prompts(tmp_path / "x.csv")
     (tmp_path / "bad.jsonl").write_text('{"prompt": "1"}\n{"prompt": ')
-    with pytest.raises(ValueError, match=r"bad\.jsonl: cannot be read \(JSONDecodeError"):
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 2, column 12: Expecting value$"):
         load_prompts(tmp_path / "bad.jsonl")
     (tmp_path / "bad.parquet").write_text("no parquet")
     with pytest.raises(ValueError, match="cannot be read"):
@@ -85,8 +85,9 @@ def test_faults_of_rows():
         as_prompts([])
     with pytest.raises(ValueError, match="row 1: a prompt must be text"):
         as_prompts([{"prompt": "1"}, {"prompt": None}])
-    with pytest.raises(ValueError, match="column 'completions'"):
-        as_prompts([{"prompt": "1", "completions": "2"}])
+    for name in ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"):
+        with pytest.raises(ValueError, match=f"column '{name}'"):
+            as_prompts([{"prompt": "1", name: "2"}])
     with pytest.raises(TypeError, match="got int"):
         as_prompts(3)
 
