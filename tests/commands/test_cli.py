@@ -52,7 +52,9 @@ def test_train_a_model_by_name(saved, tmp_path, capsys):
 
 
 def test_evaluation_data_are_used(saved, tmp_path):
-    options = {**saved, "--eval_dataset": saved["--dataset"], "--eval_steps": "2", "--eval_num_samples": "2"}
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(question) + "\n" for question in tiny.HELD_OUT))
+    options = {**saved, "--eval_dataset": str(held_out), "--eval_steps": "2", "--eval_num_samples": "2"}
     assert cli.main(arguments(options)) == 0
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["eval/normal/accuracy"] == 1.0

@@ -108,7 +108,7 @@ def check_sampling(folder):
     with wrapped("fsdp2"):
         options = cases.OPTIONS | {"beta": 0.1, "eval_steps": 3, "eval_num_samples": 2}
         config = tiny.config(folder / "sampled", **options)
-        data = (tiny.QUESTIONS, config, tiny.QUESTIONS[:5])
+        data = (tiny.QUESTIONS, config, tiny.HELD_OUT[:5])
         run = cases.PolicySplitTrainer(tiny.model(), tiny.tokenizer(), tiny.reward, *data)
         whole = cases.weights(run)
         with gathered(run.model):

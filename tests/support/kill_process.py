@@ -50,7 +50,7 @@ def live(folder, fatal):
     done = die_at_file_operation(fatal)
     resume = bool(checkpoints.checkpoints(folder))
     config = tiny.config(folder, **OPTIONS)
-    data = {"train_dataset": tiny.QUESTIONS, "eval_dataset": tiny.QUESTIONS[:2]}
+    data = {"train_dataset": tiny.QUESTIONS, "eval_dataset": tiny.HELD_OUT[:2]}
     trainer = PolicySplitTrainer(tiny.model(), tiny.tokenizer(), reward, config=config, **data)
     trainer.train(resume_from_checkpoint=resume)
     (folder / "operations").write_text(str(done[0]))

@@ -12,6 +12,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}assistant{% endif %}"
 )
 QUESTIONS = [{"prompt": prompt, "wanted": "a"} for prompt in ("1 2 3", "4", "5 6", "7 8 9 0", "2 4", "3 3 3")]
+HELD_OUT = [{"prompt": prompt, "wanted": "a"} for prompt in ("1 2 4", "5", "5 7", "7 8 9 1", "2 5", "3 3 4")]
 
 
 def tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:

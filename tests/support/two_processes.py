@@ -15,7 +15,7 @@ def run(resume=False, **more):
     config = tiny.config(sys.argv[1], **options | more)
     # five questions to evaluate: the last round has one for the first rank and none for the second
     trainer = PolicySplitTrainer(
-        tiny.model(), tiny.tokenizer(), tiny.reward, tiny.QUESTIONS, config, eval_dataset=tiny.QUESTIONS[:5]
+        tiny.model(), tiny.tokenizer(), tiny.reward, tiny.QUESTIONS, config, eval_dataset=tiny.HELD_OUT[:5]
     )
     rollout = trainer.sample()
     trainer.train(resume_from_checkpoint=resume)

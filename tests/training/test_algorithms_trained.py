@@ -125,7 +125,7 @@ def test_clip_fraction_is_of_what_is_clipped(tmp_path, name, clips):
 
 def test_evaluation_is_of_both_prompts(tmp_path):
     """What a baseline has of a split without training one: that of the prompt alone."""
-    run = trainer(tmp_path, algorithm="grpo", eval_dataset=tiny.QUESTIONS[:3])
+    run = trainer(tmp_path, algorithm="grpo", eval_dataset=tiny.HELD_OUT[:3])
     result = run.evaluate(num_samples=2)
     assert result["high_entropy"]["entropy"] > 0
     assert "kl_high_normal" in result

@@ -223,7 +223,7 @@ def test_a_preferred_token_is_learnt_in_both_modes(tmp_path, kind):
 
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     options = {"max_steps": 4, "save_steps": 2, "save_total_limit": 1, "eval_steps": 2, "eval_num_samples": 2}
-    options |= {"eval_dataset": tiny.QUESTIONS[:2], "log_completions": True}
+    options |= {"eval_dataset": tiny.HELD_OUT[:2], "log_completions": True}
     whole = trainer(tmp_path / "whole", **options)
     whole.train()
     assert [path.name for path in (tmp_path / "whole/checkpoints").iterdir()] == ["checkpoint-4"]
@@ -248,7 +248,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
 def test_evaluation_does_not_change_the_run(tmp_path):
     runs = [
         trainer(tmp_path / "a"),
-        trainer(tmp_path / "b", eval_dataset=tiny.QUESTIONS, eval_steps=1, eval_num_samples=2),
+        trainer(tmp_path / "b", eval_dataset=tiny.HELD_OUT, eval_steps=1, eval_num_samples=2),
     ]
     for run in runs:
         run.train()
