@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from . import server as isolated_server
 from .server import Lines, write_line
 
+_servers: weakref.WeakSet["Isolated"] = weakref.WeakSet()  # that this process has started
 GRACE = 30.0  # seconds that a server may take above the function's own, on a machine that is busy
 # one thread, no GPU, and the order of sets the same in every run
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -68,6 +69,7 @@ class Isolated:
         )  # fmt: skip
         self._finalizer = weakref.finalize(self, _end, self.process, os.getpid())
         self.owner, self.lines = os.getpid(), Lines(self.process.stdout.fileno())
+        _servers.add(self)
         with contextlib.suppress(BrokenPipeError):
             write_line(self.process.stdin.fileno(), json.dumps(self.setup | {"path": sys.path}))
         try:
@@ -104,6 +106,17 @@ class Isolated:
 
 class _ServerGone(Exception):
     """What the function did has ended the server, or stopped it."""
+
+
+def _hang_up() -> None:
+    """In a process just forked: a server ends when nobody holds its pipes any more, and this one would hold them."""
+    for isolated in _servers:
+        isolated.process.stdin.close()
+        isolated.process.stdout.close()
+    _servers.clear()
+
+
+os.register_at_fork(after_in_child=_hang_up)
 
 
 def _end(process: subprocess.Popen, owner: int) -> None:

@@ -8,9 +8,17 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from .handlers import Handlers
+
 
 class _Late(BaseException):
     """Raised inside the call; no Exception, so that an `except Exception` in the function does not swallow it."""
+
+
+def check_time_limit(name: str) -> None:
+    """Raises RuntimeError where `time_limited` could not break off a call."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        raise RuntimeError(f"{name} needs the main thread of a Unix process")
 
 
 def time_limited(function: Callable[..., Any], seconds: float, name: str) -> Callable[..., Any]:
@@ -18,14 +26,13 @@ def time_limited(function: Callable[..., Any], seconds: float, name: str) -> Cal
 
     By an alarm signal, which also ends a regular expression that backtracks for ever; a thread could not, and a child
     process would ask for what can be pickled. Not ended: C code that never looks for signals. A function that sets
-    alarms of its own has its own limit. Calls need the main thread of a Unix process: RuntimeError elsewhere.
+    alarms of its own has its own limit, and so has a process that it forks. Calls need the main thread of a Unix
+    process: RuntimeError elsewhere.
     """
 
     @functools.wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:
-        if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-            raise RuntimeError(f"the time limit of {name} needs the main thread of a Unix process")
-
+        check_time_limit(f"the time limit of {name}")
         running = True
 
         def late(number: int, frame: FrameType | None) -> None:
@@ -33,7 +40,7 @@ def time_limited(function: Callable[..., Any], seconds: float, name: str) -> Cal
                 raise _Late
 
         started = time.monotonic()
-        handler = signal.signal(signal.SIGALRM, late)
+        handlers = Handlers({signal.SIGALRM: late}).__enter__()
         # again and again: a bare `except:` may swallow the first
         remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds, max(seconds / 10, 0.01))
         try:
@@ -43,7 +50,7 @@ def time_limited(function: Callable[..., Any], seconds: float, name: str) -> Cal
         finally:
             running = False
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, handler)
+            handlers.restore()
             if remaining:  # an alarm that somebody else had set
                 left = max(remaining - (time.monotonic() - started), 1e-6)
                 signal.setitimer(signal.ITIMER_REAL, left, interval)

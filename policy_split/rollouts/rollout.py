@@ -11,6 +11,7 @@ from torch import Tensor
 from policy_split.config import PolicySplitConfig
 from policy_split.data.datasets import encode_modes
 from policy_split.data.rows import copied
+from policy_split.isolation.foreign_calls import call_foreign
 from policy_split.models.batches import Batch, PackedBatch, PaddedBatch
 from policy_split.models.policy import Policy
 from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
@@ -110,12 +111,16 @@ def make_rollout(
     with seeded(seed, policy.device):
         completions = sample(policy, [ids for ids in written for _ in range(num_generations)], config)
     completion_ids, lengths, truncated = until_end(completions, policy)
-    # rows of its own for every response: what a reward does to one is not seen at another
-    owners = [copied(dict(question)) for _ in MODES for question in questions for _ in range(num_generations)]
     ids = [row[:length] for row, length in zip(completion_ids.tolist(), lengths, strict=True)]
     texts = policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    columns = {name: [owner[name] for owner in owners] for name in questions[0] if name != "prompt"}
-    rewards = compute_rewards(functions, [owner["prompt"] for owner in owners], texts, ids, columns)
+
+    def graded() -> list[float]:
+        # rows of its own for every response: what a reward does to one is not seen at another
+        owners = [copied(dict(question)) for _ in MODES for question in questions for _ in range(num_generations)]
+        columns = {name: [owner[name] for owner in owners] for name in questions[0] if name != "prompt"}
+        return compute_rewards(functions, [owner["prompt"] for owner in owners], texts, ids, columns)
+
+    rewards = call_foreign(graded)
     by_mode = [prompt[mode] for mode in MODES for prompt in prompts]
     return _laid_out(policy, by_mode, completion_ids, lengths, truncated, rewards, texts, blocks, config)
 

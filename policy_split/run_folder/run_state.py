@@ -1,11 +1,8 @@
 """What a run is made of besides its settings: saved after a step, and loaded so that it goes on bit for bit."""
 
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy
-import torch
 from accelerate import Accelerator, DistributedType
 from torch import nn
 from torch.optim import Optimizer
@@ -14,6 +11,7 @@ from policy_split.models.sharding import load_model, load_optimizer, whole
 from policy_split.storage.state_files import read_state
 
 from .checkpoints import Progress, save_checkpoint
+from .random_states import random_states, seed_random_states, set_random_states
 
 
 class RunState:
@@ -99,24 +97,3 @@ class RunState:
 
     def _stepped(self, *_: Any) -> None:
         self.whole = False
-
-
-def random_states() -> dict[str, Any]:
-    """The states of the global generators of Python, NumPy and torch. The run does not draw from them; rewards may."""
-    kind, keys, *rest = numpy.random.get_state()
-    states = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
-
-
-def seed_random_states(seed: str) -> None:
-    random.seed(seed)
-    numpy.random.seed(random.getrandbits(32))
-    torch.manual_seed(random.getrandbits(63))
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    numpy.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    if len(states.get("cuda", ())) == torch.cuda.device_count() > 0:
-        torch.cuda.set_rng_state_all(states["cuda"])

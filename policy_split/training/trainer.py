@@ -15,6 +15,7 @@ One step is one rollout and its updates. Nothing is written before the first ste
 
 import copy
 import math
+import os
 import time
 import warnings
 from pathlib import Path
@@ -27,7 +28,8 @@ from policy_split.config import PolicySplitConfig
 from policy_split.data.datasets import Data, as_prompts, check_apart, longest_prompt, question_indices
 from policy_split.data.reasoning_gym import own_reward
 from policy_split.evaluation.evaluate import Key, evaluate_policy, flatten, plain_text
-from policy_split.isolation.time_limit import add_note
+from policy_split.isolation.foreign_calls import foreign_calls_by
+from policy_split.isolation.time_limit import add_note, check_time_limit
 from policy_split.models.policy import Policy, check_fit, enable_checkpointing, fuse_lm_head, load_model, load_tokenizer
 from policy_split.models.sharding import gathered, shard_frozen
 from policy_split.progress import mode_postfix, showing, steps_bar, track
@@ -151,12 +153,14 @@ class PolicySplitTrainer:
         unless weights have moved since, or other processes would have to take part; a note of the error says where to
         go on.
         """
-        config, resume = self.config, bool(resume_from_checkpoint)
+        config, resume, self.process = self.config, bool(resume_from_checkpoint), os.getpid()
         check_output_dir(self.output_dir, resume=resume, overwrite=config.overwrite_output_dir)
         if resume:
             self.state.load(find_checkpoint(self.output_dir, resume_from_checkpoint))
         if config.save_steps:
             self.state.check_supported()
+        if config.reward_timeout is not None:
+            check_time_limit(f"reward_timeout={config.reward_timeout}")
         metrics: dict[str, float] = {}
         disable = config.disable_tqdm if self.accelerator.is_main_process else True
         with (
@@ -164,9 +168,15 @@ class PolicySplitTrainer:
             showing(disable),
             steps_bar(self.progress.step, self.max_steps, disable) as bar,
             StopRequest() as stop,
+            foreign_calls_by(stop.call),
         ):
             while self.progress.step < self.max_steps:
-                metrics, rollout = self._finished_step(log)
+                try:
+                    metrics, rollout = self._finished_step(log)
+                except Exception as error:
+                    if stop.asked:  # perhaps because the signal has ended processes of a reward function
+                        raise KeyboardInterrupt(_stopped_by(error)) from error
+                    raise
                 done = self.progress.step
                 log.write(metrics, rollout, self.tokenizer)
                 stopped = self._any_process(stop.asked)
@@ -202,6 +212,8 @@ class PolicySplitTrainer:
 
     def _keep_state(self, error: Exception) -> None:
         """Save the last finished step if that can be done, and note on the error where the run can go on."""
+        if os.getpid() != self.process:  # a process that a reward function has forked and left to come back here
+            return
         step = self.state.finished
         together = self.accelerator.num_processes == 1 or isinstance(error, FloatingPointError)
         try:
@@ -319,3 +331,8 @@ class PolicySplitTrainer:
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Model and tokenizer in Hugging Face's format, by default in config.output_dir."""
         save_pretrained(self.accelerator, self.model, self.tokenizer, Path(output_dir or self.output_dir))
+
+
+def _stopped_by(error: Exception) -> str:
+    said = [f"stopped; the step in progress could not be finished ({type(error).__name__}: {error})"]
+    return "; ".join([*said, *getattr(error, "__notes__", ())])
