@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from page_blocks import ROOT
 
-from policy_split.commands.main import main
+from policy_split.commands.main import COMMANDS, main
 
 # what each command of ours calls when its arguments are understood
 AFTER_PARSING = {
@@ -36,6 +36,9 @@ def check(command: list[str]) -> None:
 
 
 def policy_split(arguments: list[str]) -> None:
+    if len(arguments) == 1:  # the name of a command
+        assert arguments[0] in COMMANDS
+        return
     if arguments[-1] == "--help":
         with pytest.raises(SystemExit, match=r"^0$"):
             sys.exit(main(arguments))
