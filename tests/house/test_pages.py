@@ -18,7 +18,9 @@ SHOWN = ("text", "json", "jsonl", "yaml", "dot")  # neither Python nor commands;
 TUTORIAL = ROOT / "docs" / "start.md"  # run as a whole, its commands too, in the order in which a reader does
 # what its commands are given in the end: a run of seconds
 LESS = {
-    "train": "--max_steps 2 --max_completion_length 4 --prompts_per_step 2 --num_generations 2 --use_cpu true --save_steps 1",
+    "train": (
+        "--max_steps 2 --save_steps 1 --max_completion_length 4 --prompts_per_step 2 --num_generations 2 --use_cpu true"
+    ),
     "eval": "--num-questions 4 --use_cpu true",
 }
 
