@@ -43,13 +43,13 @@ def encode_prompt(
 
 def with_system_prompt(messages: Sequence[Message], system_prompt: str | None) -> list[dict[str, Any]]:
     """The messages with the system prompt in front of the text of their system message, or as a new one."""
-    messages = [dict(message) for message in messages]
+    own = [dict(message) for message in messages]
     if not system_prompt:
-        return messages
-    if messages[0]["role"] == "system":
-        messages[0]["content"] = f"{system_prompt}\n\n{messages[0]['content']}"
-        return messages
-    return [{"role": "system", "content": system_prompt}, *messages]
+        return own
+    if own[0]["role"] == "system":
+        own[0]["content"] = f"{system_prompt}\n\n{own[0]['content']}"
+        return own
+    return [{"role": "system", "content": system_prompt}, *own]
 
 
 def check_prompt(prompt: Prompt) -> None:

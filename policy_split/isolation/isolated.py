@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,10 +38,11 @@ class Isolated:
     """
 
     def __init__(self, factory: str, arguments: Sequence[Any] = (), *, seconds: float = 5.0, memory: int = 1 << 30):
+        self.seconds = seconds
         self.setup = {"factory": factory, "arguments": list(arguments), "seconds": seconds, "memory": memory}
         self._start()
 
-    def results(self, items: Sequence[Any]) -> Iterator[Result]:
+    def results(self, items: Sequence[Any]) -> Generator[Result]:
         """The Result of each item, in order, as they come; one whose call fails has a fault, the next ones go on."""
         place, alone = 0, False
         while place < len(items):
@@ -67,11 +68,12 @@ class Isolated:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
             env=os.environ | ENVIRONMENT, start_new_session=True,
         )  # fmt: skip
+        assert self.process.stdin and self.process.stdout  # pipes
         self._finalizer = weakref.finalize(self, _end, self.process, os.getpid())
-        self.owner, self.lines = os.getpid(), Lines(self.process.stdout.fileno())
+        self.owner, self.requests, self.lines = os.getpid(), self.process.stdin, Lines(self.process.stdout.fileno())
         _servers.add(self)
         with contextlib.suppress(BrokenPipeError):
-            write_line(self.process.stdin.fileno(), json.dumps(self.setup | {"path": sys.path}))
+            write_line(self.requests.fileno(), json.dumps(self.setup | {"path": sys.path}))
         try:
             said = json.loads(self.lines.read())
         except (EOFError, ValueError):
@@ -86,14 +88,14 @@ class Isolated:
             self._finalizer()
             self._start()
 
-    def _batch(self, items: list[Any]) -> Iterator[Result]:
+    def _batch(self, items: list[Any]) -> Generator[Result]:
         self._started()
         done = 0
         try:
             with contextlib.suppress(BrokenPipeError):  # seen when a reply is read
-                write_line(self.process.stdin.fileno(), json.dumps(items))
+                write_line(self.requests.fileno(), json.dumps(items))
             while done < len(items):
-                line = self.lines.read(2 * self.setup["seconds"] + GRACE)
+                line = self.lines.read(2 * self.seconds + GRACE)
                 value, fault = isolated_server.read_result(line, done)
                 done += 1
                 yield Result(value, fault)
@@ -111,20 +113,24 @@ class _ServerGone(Exception):
 def _hang_up() -> None:
     """In a process just forked: a server ends when nobody holds its pipes any more, and this one would hold them."""
     for isolated in _servers:
-        isolated.process.stdin.close()
-        isolated.process.stdout.close()
+        _close_pipes(isolated.process)
     _servers.clear()
 
 
 os.register_at_fork(after_in_child=_hang_up)
 
 
-def _end(process: subprocess.Popen, owner: int) -> None:
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
     """The server ends when its standard input does; where it was ended in another way, its session is left to end."""
     if os.getpid() != owner:
         return
-    process.stdin.close()
-    process.stdout.close()
+    _close_pipes(process)
     try:
         process.wait(timeout=10)
     except subprocess.TimeoutExpired:

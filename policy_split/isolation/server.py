@@ -84,7 +84,12 @@ def main() -> None:
 
 def find(factory: str) -> Callable[..., Any]:
     source, _, name = factory.rpartition(":")
-    return runpy.run_path(source)[name] if source.endswith(".py") else getattr(importlib.import_module(source), name)
+    function: Callable[..., Any]
+    if source.endswith(".py"):
+        function = runpy.run_path(source)[name]
+    else:
+        function = getattr(importlib.import_module(source), name)
+    return function
 
 
 def attempt(
