@@ -5,6 +5,7 @@ The same response under the other prompt is the flip of the first two axes (bloc
 (question, mode), 2n rows, is a reduction over the axes 0 and 3. The helpers take and return this view.
 """
 
+from collections.abc import Callable
 from math import inf
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor
 
 EPSILON = 1e-6
 ROWS, TOKENS = (0, 3), (0, 3, 4)  # the axes of a group
-OPTIONS = {
+OPTIONS: dict[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]] = {
     "num_prompts": (Integral, lambda x: x >= 1, "an integer of at least 1"),
     "num_generations": (Integral, lambda x: x >= 1, "an integer of at least 1"),
     "alpha": (Real, lambda x: 0 <= x <= 1, "a number in [0, 1]"),
@@ -36,6 +37,14 @@ class BonusStatistics(NamedTuple):
 
     clamped_fraction: Tensor  # () of the valid tokens that would have a bonus without the clamp; 0 if there is none
     dead_fraction: Tensor  # () of the 2P (question, mode) groups: their rewards are all equal
+
+
+class TokenValues(NamedTuple):
+    """What the bonus is made of, in nats."""
+
+    logprobs: Tensor
+    surprise: Tensor | None
+    divergence: Tensor | None
 
 
 @torch.no_grad()
@@ -69,16 +78,16 @@ def dual_mode_advantages(
     token has, that is not finite (a GPU would have to synchronise: there they make their group NaN).
     """
     _check_options(locals())
-    tokens = {"logprobs": logprobs, "surprise": surprise, "divergence": divergence}
-    rewards, valid, tokens = _blocks(rewards, mask, tokens, num_prompts, num_generations)
-    b = raw_preference(**tokens, alpha=alpha)
+    given = TokenValues(logprobs, surprise, divergence)
+    rewards, valid, tokens = _blocks(rewards, mask, given, num_prompts, num_generations)
+    b = raw_preference(*tokens, alpha=alpha)
     if not rollout_sharing:
         rewards, valid, b = rewards[:1], valid[:1], b[:1]
     correctness = group_advantages(rewards)[..., None]
     b = preference(b, valid, rewards, normalize, lowest_entropy_mask_ratio, correctness_mask)
     bonus = entropy_bonus(b, correctness, eta, eta_normal, kappa, clamp, clamp_floor)
     corrected = share_correction == "truncated" and rollout_sharing
-    weights = share_weights(tokens["logprobs"]) if corrected else 1.0
+    weights = share_weights(tokens.logprobs) if corrected else 1.0
     results = (torch.where(valid, x, 0.0) for x in ((correctness + bonus) * weights, bonus))
     if not rollout_sharing:
         results = (torch.cat((x, torch.zeros_like(x))) for x in results)
@@ -116,11 +125,11 @@ def raw_preference(logprobs: Tensor, surprise: Tensor | None, divergence: Tensor
     """b = alpha * s_m + (1 - alpha) * s_m', s = -log pi(o_t) or the surprise, m' the other mode (eq. 4-6), nats.
 
     It is s_m + (1 - alpha) * (s_m' - s_m). Over tokens drawn from pi_m the mean of s_m is H(pi_m), that of the
-    difference KL(pi_m || pi_m'): with divergence, b = surprise + (1 - alpha) * divergence. (2, 2, P, n, T) -> the same.
+    difference KL(pi_m || pi_m'): with divergence, b = s_m + (1 - alpha) * divergence. (2, 2, P, n, T) -> the same.
     """
-    if divergence is not None:
-        return surprise + (1 - alpha) * divergence
     s = -logprobs if surprise is None else surprise
+    if divergence is not None:
+        return s + (1 - alpha) * divergence
     return alpha * s + (1 - alpha) * s.flip(0, 1)
 
 
@@ -195,15 +204,13 @@ def share_weights(logprobs: Tensor) -> Tensor:
     return torch.cat((torch.ones_like(weights[:1]), weights[1:]))
 
 
-def _blocks(
-    rewards: Tensor, mask: Tensor, tokens: dict[str, Tensor | None], p: int, n: int
-) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
+def _blocks(rewards: Tensor, mask: Tensor, tokens: TokenValues, p: int, n: int) -> tuple[Tensor, Tensor, TokenValues]:
     """(rewards, valid, tokens): checked, as blocks, of the working dtype; tokens are NaN where mask is 0."""
-    if tokens["divergence"] is not None and tokens["surprise"] is None:
+    if tokens.divergence is not None and tokens.surprise is None:
         raise ValueError("divergence needs surprise, the entropy of each row's own distribution, got surprise=None")
-    given = {name: x for name, x in tokens.items() if x is not None or name == "logprobs"}
+    logprobs, optional = tokens.logprobs, {"surprise": tokens.surprise, "divergence": tokens.divergence}
+    given = {"logprobs": logprobs} | {name: x for name, x in optional.items() if x is not None}
     _check_tensors(given | {"rewards": rewards, "mask": mask}, p, n)
-    logprobs = given["logprobs"]
     valid, dtype = mask != 0, torch.float64 if logprobs.dtype == torch.float64 else torch.float32
     for name, x in ({"rewards": rewards} | given).items():
         bad = ~x.isfinite() if name == "rewards" else ~x.isfinite() & valid
@@ -215,7 +222,7 @@ def _blocks(
         row = int((valid != valid.flip(0, 1)).flatten(0, 3).any(-1).nonzero()[0])
         raise ValueError(f"mask[{row}] differs from that of the same response under the other prompt, expected equal")
     given = {name: torch.where(valid, x.to(dtype).reshape(valid.shape), torch.nan) for name, x in given.items()}
-    return rewards.to(logprobs.device, dtype, non_blocking=True).reshape(2, 2, p, n), valid, tokens | given
+    return rewards.to(logprobs.device, dtype, non_blocking=True).reshape(2, 2, p, n), valid, tokens._replace(**given)
 
 
 def _check_options(arguments: dict[str, Any]) -> None:

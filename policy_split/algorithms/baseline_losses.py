@@ -29,7 +29,7 @@ def clipped_loss(
     Source: arXiv 1707.06347 eq. 7; clip_high above clip_low is Clip-Higher, arXiv 2503.14476 eq. 10.
     """
     _check_clip(clip_low, clip_high)
-    take = _vectors(advantages=advantages, old_logprobs=old_logprobs)
+    take = _vectors(advantages, old_logprobs)
 
     def loss_fn(logprobs: Tensor, entropy: Tensor, index: Tensor) -> Tensor:
         a, old = take(index)
@@ -52,10 +52,10 @@ def clip_cov_loss(
     Shapes and errors as there. Source: Clip-Cov, arXiv 2505.22617.
     """
     _check_clip(clip_low, clip_high)
-    take = _vectors(advantages=advantages, old_logprobs=old_logprobs, dropped=dropped)
+    take = _vectors(advantages, old_logprobs, dropped=dropped)
 
     def loss_fn(logprobs: Tensor, entropy: Tensor, index: Tensor) -> Tensor:
-        a, old, gone = take(index)
+        (a, old), gone = take(index), dropped[index]
         bound, clipped = clip(logprobs, a, old, clip_low, clip_high)
         objective = torch.where(clipped, bound, _ratio(logprobs, old, clipped | gone)) * a
         return torch.where(gone, 0.0, -objective)
@@ -77,11 +77,11 @@ def kl_cov_loss(
     """
     if not c >= 0:
         raise ValueError(f"c={c!r} must be a number of at least 0")
-    take = _vectors(advantages=advantages, old_logprobs=old_logprobs, penalised=penalised)
+    take = _vectors(advantages, old_logprobs, penalised=penalised)
 
     def loss_fn(logprobs: Tensor, entropy: Tensor, index: Tensor) -> Tensor:
-        a, old, held = take(index)
-        penalty = torch.where(held, _log_ratio(logprobs, old).abs(), 0.0)
+        a, old = take(index)
+        penalty = torch.where(penalised[index], _log_ratio(logprobs, old).abs(), 0.0)
         return -_log_ratio(logprobs, old).exp() * a + c * penalty
 
     return loss_fn
@@ -105,7 +105,7 @@ def ce_gppo_loss(
     _check_clip(clip_low, clip_high)
     if not (b1 >= 0 and b2 >= 0):
         raise ValueError(f"b1={b1!r}, b2={b2!r} must be numbers of at least 0")
-    take = _vectors(advantages=advantages, old_logprobs=old_logprobs)
+    take = _vectors(advantages, old_logprobs)
 
     def loss_fn(logprobs: Tensor, entropy: Tensor, index: Tensor) -> Tensor:
         a, old = take(index)
@@ -143,11 +143,14 @@ def _check_clip(clip_low: float, clip_high: float) -> None:
         raise ValueError(f"clip_low={clip_low!r} must be in [0, 1], clip_high={clip_high!r} at least 0")
 
 
-def _vectors(**vectors: Tensor | None) -> Callable[[Tensor], list[Tensor | None]]:
-    """A look-up of the vectors, in their order, at an index; ValueError unless all are (N,)."""
+def _vectors(
+    advantages: Tensor, old_logprobs: Tensor | None, **masks: Tensor
+) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+    """A look-up of advantages and old log-probs at an index; ValueError unless all vectors are (N,)."""
+    vectors = {"advantages": advantages, "old_logprobs": old_logprobs, **masks}
     shapes = {name: tuple(x.shape) for name, x in vectors.items() if x is not None}
     if len(set(shapes.values())) > 1 or len(shapes["advantages"]) != 1:
         given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"expected flat vectors of one length (N,), got {given}")
-    held = [None if x is None else x.detach() for x in vectors.values()]
-    return lambda index: [None if x is None else x[index] for x in held]
+    a, old = advantages.detach(), None if old_logprobs is None else old_logprobs.detach()
+    return lambda index: (a[index], None if old is None else old[index])

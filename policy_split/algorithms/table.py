@@ -38,6 +38,13 @@ class LossVectors(NamedTuple):
     old_logprobs: Tensor | None  # (N,) nats; None: the policy is still the one that sampled
     chosen: Tensor | None = None  # (N,) bool
 
+    @property
+    def marked(self) -> Tensor:
+        """`chosen`, for a loss that treats some tokens differently; ValueError where nobody chose."""
+        if self.chosen is None:
+            raise ValueError("this algorithm's loss needs the tokens of `TrainingTokens.chosen`, got chosen=None")
+        return self.chosen
+
 
 def _grpo(rewards: Tensor, settings: Settings) -> Tensor:
     return baselines.grpo_advantages(rewards)
@@ -171,7 +178,7 @@ _ALGORITHMS = (
         {"ratio": 2e-4, "low": 1.0, "high": 5.0},
         reads_scores=True,
         chosen=lambda a, x, g, s: baselines.clip_cov_mask(a, x.logprobs, x.mask, g, **s),
-        loss=lambda x, clip, s: losses.clip_cov_loss(*x, **clip),
+        loss=lambda x, clip, s: losses.clip_cov_loss(x.advantages, x.old_logprobs, x.marked, **clip),
     ),
     Algorithm(
         "kl_cov",
@@ -180,7 +187,7 @@ _ALGORITHMS = (
         {"ratio": 2e-4, "c": 1.0},
         reads_scores=True,
         chosen=lambda a, x, g, s: baselines.kl_cov_mask(a, x.logprobs, x.mask, s["ratio"]),
-        loss=lambda x, clip, s: losses.kl_cov_loss(*x, c=s["c"]),
+        loss=lambda x, clip, s: losses.kl_cov_loss(x.advantages, x.old_logprobs, x.marked, c=s["c"]),
     ),
     Algorithm(
         "ce_gppo",
