@@ -34,6 +34,23 @@ class RowStatistics(NamedTuple):
     log_sum: Tensor  # (N,) log sum exp((x - row_max) / temperature); apart from row_max it keeps its precision
 
 
+class LossArguments(NamedTuple):
+    """What the policy loss takes beside the distribution of its rows, in the order of `dual_mode_loss`."""
+
+    advantages: Tensor  # (N,)
+    old_logprobs: Tensor | None  # (N,) nats
+    ref_logprobs: Tensor | None  # (N,) nats
+    sampler_logprobs: Tensor | None  # (N,) nats
+    weights: Tensor  # (N,)
+    entropy_coef: Tensor  # (N,)
+    kl_coef: Tensor  # (N,)
+    surrogate: str  # of SURROGATES
+    clip_low: float
+    clip_high: float
+    clip_delta: float | None
+    sampler_cap: float
+
+
 class LossRows(NamedTuple):
     losses: Tensor  # (N,) weighted loss of each row
     logprobs: Tensor  # (N,)

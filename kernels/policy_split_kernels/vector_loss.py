@@ -5,27 +5,31 @@ arXiv 2507.18071), where no token's gradient is known before the log-probs of it
 that is split over processes.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .contract import RowStatistics
+from .contract import LossArguments
 from .reference.loss import token_losses
 
 
-def vector_loss_rows(statistics: RowStatistics, valid: Tensor, length: int, *arguments) -> tuple[Tensor, ...]:
-    """(losses, logprobs, entropy, kl, clipped), (N,) each; arguments are those of `reference.loss.loss_of_statistics`.
+def vector_loss_rows(
+    logprobs: Tensor, entropy: Tensor, valid: Tensor, length: int, arguments: LossArguments
+) -> tuple[Tensor, ...]:
+    """(losses, logprobs, entropy, kl, clipped), (N,) each.
 
     Each `length` rows are one sequence, which has one ratio; length 1 is the loss of single tokens. Rows that are not
     `valid` (N,) count for nothing. The losses are differentiable in logprobs and entropy, the rest is detached.
     """
-    logprobs, entropy, *_ = statistics
-    losses, kl, clipped = _Losses.apply(logprobs, entropy, valid, max(1, length), *arguments)
+    losses, kl, clipped = _losses(logprobs, entropy, valid, max(1, length), *arguments)
     return losses, logprobs.detach(), entropy.detach(), kl, clipped
 
 
 class _Losses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logprobs, entropy, valid, length, *arguments):
+    def forward(ctx: Any, logprobs: Tensor, entropy: Tensor, valid: Tensor, length: int, *arguments: Any) -> Any:
         _, old, _, _, weights, entropy_coef, *_ = arguments
         old = logprobs if old is None else old
         ratio = _sequence_mean(torch.where(logprobs == old, 0.0, logprobs - old), valid, length).exp()
@@ -38,11 +42,14 @@ class _Losses(torch.autograd.Function):
         return losses, kl, clipped & valid
 
     @staticmethod
-    def backward(ctx, upstream, *_):
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> Any:
         valid, to_ratio, to_logprobs, to_entropy = ctx.saved_tensors
         shared = _sequence_mean(to_ratio * upstream, valid, ctx.length)
         grads = (shared + to_logprobs * upstream, to_entropy * upstream)
         return *(torch.where(valid, x, 0.0) for x in grads), *(None,) * 14
+
+
+_losses: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Losses.apply
 
 
 def _sequence_mean(x: Tensor, valid: Tensor, length: int) -> Tensor:

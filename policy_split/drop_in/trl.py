@@ -1,5 +1,8 @@
 """The functions of TRL 1.16 (`trl.trainer.utils`, `trl.kernels`) by this package's kernels, on CPUs as on GPUs."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -56,7 +59,7 @@ def selective_log_softmax(
         options = {"temperature": temperature, "mask": row_mask, "mask_name": "row_mask"}
         return named_statistics(logits, index, name="index", **options)[0]
     valid = _several_tokens(logits, index, row_mask)
-    return _SeveralLogprobs.apply(logits, index.long(), valid, temperature)
+    return _several_logprobs(logits, index.long(), valid, temperature)
 
 
 def entropy_from_logits(
@@ -99,7 +102,7 @@ class _SeveralLogprobs(torch.autograd.Function):
     """The kernels' statistics serve K tokens as they serve one; K numbers of a row's gradient are then replaced."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, index: Tensor, valid: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, index: Tensor, valid: Tensor, temperature: float) -> Tensor:
         rows, shape = as_rows(logits.detach()), index.shape
         several = (rows.shape[0] * rows.shape[1], shape[-1])
         index, valid = index.reshape(several), valid.reshape(several)
@@ -117,7 +120,7 @@ class _SeveralLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream: Tensor):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         logits, index, valid, inverse_temperature, entropy, row_max, log_sum, logprobs = ctx.saved_tensors
         upstream = torch.where(logprobs.isnan(), torch.nan, upstream.reshape(valid.shape))
         upstream = torch.where(valid, upstream, 0.0)
@@ -132,3 +135,6 @@ class _SeveralLogprobs(torch.autograd.Function):
         exact = torch.where(read[:, None], exact, 0.0).to(grad.dtype)
         grad.flatten(0, 1).scatter_(-1, index, exact)
         return grad.view(logits.shape), None, None, None
+
+
+_several_logprobs: Callable[[Tensor, Tensor, Tensor, float], Tensor] = _SeveralLogprobs.apply

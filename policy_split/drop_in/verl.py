@@ -1,11 +1,14 @@
 """The functions of verl 0.9 (`verl.utils.torch_functional`) by this package's kernels, on CPUs as on GPUs."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from policy_split_kernels import ops
-from policy_split_kernels.contract import TargetOutsideVocabulary
+from policy_split_kernels.contract import RowStatistics, TargetOutsideVocabulary
 from policy_split_kernels.rows import as_rows, inverse_temperature_vector, rows_lie_apart, target_vector
 
 from .statistics import entropy_of, named_statistics
@@ -29,7 +32,7 @@ def logprobs_from_logits(
     if not isinstance(inplace_backward, bool):
         raise TypeError(f"inplace_backward must be a bool, got {inplace_backward!r}")
     if inplace_backward and torch.is_grad_enabled() and _may_be_overwritten(logits):
-        return _InplaceBackward.apply(logits, labels)
+        return _logprobs_inplace(logits, labels)
     return named_statistics(logits, labels, name="labels")[0]
 
 
@@ -54,19 +57,19 @@ def _may_be_overwritten(logits: Tensor) -> bool:
 
 class _InplaceBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         rows = as_rows(logits.detach())
         arguments = (target_vector(labels, logits, "labels"), inverse_temperature_vector(1.0, logits))
         try:
-            logprobs, entropy, row_max, log_sum = ops.logprobs_entropy(rows, *arguments, None, None, None)
+            statistics = RowStatistics(*ops.logprobs_entropy(rows, *arguments, None, None, None))
         except TargetOutsideVocabulary as error:
             raise error.at(labels.shape, "labels") from None
-        ctx.save_for_backward(logits, *arguments, row_max, log_sum, entropy)
-        return logprobs.view(labels.shape)
+        ctx.save_for_backward(logits, *arguments, statistics.row_max, statistics.log_sum, statistics.entropy)
+        return statistics.logprobs.view(labels.shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream: Tensor):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         logits, target, inverse_temperature, *statistics = ctx.saved_tensors
         data, upstream = logits.detach(), upstream.reshape(-1).contiguous()
         nothing = torch.zeros_like(upstream)
@@ -74,3 +77,6 @@ class _InplaceBackward(torch.autograd.Function):
             as_rows(data), target, inverse_temperature, None, None, None, *statistics, upstream, nothing
         )
         return data, None
+
+
+_logprobs_inplace: Callable[[Tensor, Tensor], Tensor] = _InplaceBackward.apply

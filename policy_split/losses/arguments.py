@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from policy_split_kernels.contract import SURROGATES, statistics_dtype, valid_rows
+from policy_split_kernels.contract import SURROGATES, LossArguments, statistics_dtype, valid_rows
 from policy_split_kernels.rows import float_vector, mean_weights, rows_lie_apart, token_vector
 
 from .weights import token_weights
@@ -95,21 +95,24 @@ def loss_rows(
     clip_high: float,
     clip_delta: float | None,
     sampler_cap: float,
-) -> tuple:
-    """The arguments of `reference.dual_mode_loss` from advantages on: what a caller has (...) as rows (N,)."""
+) -> LossArguments:
+    """What a caller has (...) as rows (N,)."""
     if weights is not None and loss_type is not None:
         raise ValueError("weights and loss_type are two answers to one question; give one of them")
+    dtype = statistics_dtype(logits.dtype)
     if weights is None:
         row_weights = normaliser(targets, mask, logits, loss_type, max_completion_length)
     else:
-        row_weights = float_vector("weights", weights, logits)
-    return (
-        float_vector("advantages", advantages, logits),
+        row_weights = token_vector("weights", weights, logits, dtype)
+    entropy_rows, kl_rows = coefficients(mode, logits, entropy_coef=entropy_coef, kl_coef=kl_coef)
+    return LossArguments(
+        token_vector("advantages", advantages, logits, dtype),
         float_vector("old_logprobs", old_logprobs, logits),
         float_vector("ref_logprobs", ref_logprobs, logits),
         float_vector("sampler_logprobs", sampler_logprobs, logits),
         row_weights,
-        *coefficients(mode, logits, entropy_coef=entropy_coef, kl_coef=kl_coef),
+        entropy_rows,
+        kl_rows,
         surrogate,
         float(clip_low),
         float(clip_high),
@@ -124,8 +127,6 @@ def normaliser(
     """Weight of each row (N,): 1 / number of valid tokens, or that of `loss_type`."""
     if loss_type is None:
         return mean_weights(targets, mask, logits)
-    if loss_type == "dr_grpo" and max_completion_length is None:
-        raise ValueError("loss_type='dr_grpo' divides by max_completion_length, which is not given")
     if logits.dim() < 2:
         raise ValueError(f"loss_type={loss_type!r} needs logits (..., T, V), got shape {tuple(logits.shape)}")
     rows = valid_rows(targets, mask).view(-1, max(1, logits.shape[-2])).to(statistics_dtype(logits.dtype))

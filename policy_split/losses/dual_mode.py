@@ -1,7 +1,7 @@
 """The dual-mode policy loss on logits: clipped policy gradient, entropy bonus and reference KL of two or more modes."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -114,9 +114,9 @@ def dual_mode_loss(
         if process_group is None and ratio_level == "token":
             out = autograd.loss_rows(rows, *distribution, *tokens, inplace_gradient=inplace_gradient)
         else:
-            statistics = statistics_of_rows(rows, *distribution, process_group)
+            logprobs, entropy, *_ = statistics_of_rows(rows, *distribution, process_group)
             length = rows.shape[1] if ratio_level == "sequence" else 1
-            out = vector_loss_rows(statistics, valid_rows(target, valid), length, *tokens)
+            out = vector_loss_rows(logprobs, entropy, valid_rows(target, valid), length, tokens)
     except TargetOutsideVocabulary as error:
         raise error.at(targets.shape) from None
     return DualModeLossOutput(out[0].sum(), *(x.detach().view(targets.shape) for x in out[1:5]))
@@ -147,7 +147,9 @@ class DualModeLoss(nn.Module):
         settings = dict(locals())
         check_settings(surrogate, ratio_level, clip_low, clip_high, clip_delta, sampler_cap)
         number_of_modes(entropy_coef=entropy_coef, kl_coef=kl_coef)
-        self.settings = {name: value for name, value in settings.items() if name not in ("self", "__class__")}
+        self.settings: dict[str, Any] = {
+            name: value for name, value in settings.items() if name not in ("self", "__class__")
+        }
 
     def forward(
         self,
@@ -164,11 +166,10 @@ class DualModeLoss(nn.Module):
         keep_mask: Tensor | None = None,
     ) -> DualModeLossOutput:
         """As `dual_mode_loss`, whose per-token arguments these are."""
-        tokens = {
-            "old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "sampler_logprobs": sampler_logprobs,
-            "mask": mask, "weights": weights, "keep_mask": keep_mask,
-        }  # fmt: skip
-        return dual_mode_loss(logits, targets, advantages=advantages, mode=mode, **tokens, **self.settings)
+        return dual_mode_loss(
+            logits, targets, advantages=advantages, mode=mode, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
+            sampler_logprobs=sampler_logprobs, mask=mask, weights=weights, keep_mask=keep_mask, **self.settings,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.settings.items())

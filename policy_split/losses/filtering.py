@@ -1,8 +1,12 @@
 """The tokens that filtered sampling keeps, so that log-probs can be those of the distribution that was sampled."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
+Warper = Callable[[Any, Any], Tensor]  # (token ids, which none of them reads; scores)
 CHUNK = 1024  # rows that are sorted at once
 
 
@@ -23,8 +27,12 @@ def sampling_mask(
     """
     from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    filters = ((TopKLogitsWarper, top_k, 0), (TopPLogitsWarper, top_p, 1.0), (MinPLogitsWarper, min_p, None))
-    warpers = [warper(value) for warper, value, off in filters if value is not None and value != off]
+    filters: list[tuple[Callable[[Any], Warper], float | None, float | None]] = [
+        (TopKLogitsWarper, top_k, 0),
+        (TopPLogitsWarper, top_p, 1.0),
+        (MinPLogitsWarper, min_p, None),
+    ]
+    warpers = [make(value) for make, value, off in filters if value is not None and value != off]
     rows = logits.reshape(-1, logits.shape[-1])
     keep = torch.ones(rows.shape, dtype=torch.bool, device=logits.device)
     for start in range(0, len(rows) if warpers else 0, CHUNK):

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from policy_split_kernels.contract import RowStatistics, valid_rows
+from policy_split_kernels.contract import valid_rows
 from policy_split_kernels.lm_head.arguments import linear_call
 from policy_split_kernels.lm_head.autograd import linear_loss, linear_statistics
 from policy_split_kernels.lm_head.losses import DualModeRows
@@ -68,19 +68,20 @@ def linear_dual_mode_loss(
     Source: arXiv 2604.11510 section 3.
     """
     check_settings(surrogate, ratio_level, clip_low, clip_high, clip_delta, sampler_cap)
-    *call, like = linear_call(
+    call = linear_call(
         hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
         process_group,
     )  # fmt: skip
-    target, valid = target_vector(targets, like), mask_vector(mask, like)
+    like, target, valid = call.like, target_vector(targets, call.like), mask_vector(mask, call.like)
     tokens = loss_rows(
         like, target, valid, advantages, mode, old_logprobs, ref_logprobs, sampler_logprobs, weights, loss_type,
         max_completion_length, entropy_coef, kl_coef, surrogate, clip_low, clip_high, clip_delta, sampler_cap,
     )  # fmt: skip
+    rows: tuple[Tensor, ...]
     if ratio_level == "sequence":
-        statistics = RowStatistics(*linear_statistics(*call), None, None)
-        out = vector_loss_rows(statistics, valid_rows(target, valid), like.shape[-2], *tokens)
-        loss = out[0].sum()
+        logprobs, entropy = linear_statistics(*call[:4])
+        rows = vector_loss_rows(logprobs, entropy, valid_rows(target, valid), like.shape[-2], tokens)
+        loss = rows[0].sum()
     else:
-        loss, out = linear_loss(*call, DualModeRows(tokens))
-    return DualModeLossOutput(loss, *(x.view(targets.shape) for x in out[1:5]))
+        loss, rows = linear_loss(*call[:4], DualModeRows(tokens))
+    return DualModeLossOutput(loss, *(x.view(targets.shape) for x in rows[1:5]))

@@ -10,7 +10,7 @@ def token_weights(
     mask: Tensor,  # (B, T) 0/1: every row of the optimizer batch of this process
     loss_type: str,
     *,
-    max_completion_length: int,
+    max_completion_length: int | None,
     tokens: float | Tensor | None = None,  # valid tokens per process, the mean over processes; default mask.sum()
 ) -> Tensor:
     """Weights w (B, T): sum(w * loss), averaged over processes, is the loss of the whole batch.
@@ -21,13 +21,15 @@ def token_weights(
     the gradient depend on how the batch is cut, so with one process it is the same as dapo here
     - dr_grpo: `mask / (B * max_completion_length)`, a constant (arXiv 2503.20783)
 
-    An empty row counts as a row. ValueError: another loss_type.
+    An empty row counts as a row. ValueError: another loss_type, dr_grpo without max_completion_length.
     """
     mask = mask if mask.dtype == torch.float64 else mask.float()
     rows = mask.shape[0]
     if loss_type == "grpo":
         return mask / mask.sum(-1, keepdim=True).clamp(min=1) / rows
     if loss_type == "dr_grpo":
+        if max_completion_length is None:
+            raise ValueError("loss_type='dr_grpo' divides by max_completion_length, which is not given")
         return mask / (rows * max_completion_length)
     if loss_type == "dapo" and tokens is not None:
         return mask / torch.as_tensor(tokens, dtype=mask.dtype, device=mask.device).clamp(min=1e-6)
