@@ -212,7 +212,12 @@ class PolicySplitConfig:
     @property
     def chosen_algorithm(self) -> Algorithm:
         """The algorithm with its settings."""
-        return find_algorithm(self.algorithm).with_settings(**(self.algorithm_settings or {}))
+        settings = parsed_object("algorithm_settings", self.algorithm_settings) or {}
+        return find_algorithm(self.algorithm).with_settings(**settings)
+
+    @property
+    def template_kwargs(self) -> dict[str, Any] | None:
+        return parsed_object("chat_template_kwargs", self.chat_template_kwargs)
 
     @property
     def clip_high(self) -> float:

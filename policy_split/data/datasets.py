@@ -84,9 +84,7 @@ def check_apart(train: Questions, evaluated: Questions) -> None:
 def encode_modes(tokenizer: Any, prompt: Any, config: PolicySplitConfig, where: str) -> list[list[int]]:
     """The prompt's token ids in each mode; ValueError names a sample too long, or the same in both modes."""
     try:
-        ids = [
-            encode_prompt(tokenizer, prompt, system, config.chat_template_kwargs) for system in config.system_prompts
-        ]
+        ids = [encode_prompt(tokenizer, prompt, system, config.template_kwargs) for system in config.system_prompts]
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     for mode in MODES:

@@ -35,7 +35,8 @@ def scorer(name: str, settings: Mapping[str, str]) -> Callable[[Sequence[str]], 
 
     def score(item: Sequence[str]) -> float:
         response, entry = item
-        return dataset.score_answer(answer(response), ast.literal_eval(entry))
+        graded: float = dataset.score_answer(answer(response), ast.literal_eval(entry))
+        return graded
 
     return score
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import quote, unquote
 
 from datasets import Dataset
@@ -98,8 +98,9 @@ class ReasoningGymReward:
     def __call__(
         self, completions: Sequence[Any], entry: Sequence[str], task: Sequence[str | None] | None = None
     ) -> list[float]:
+        named = task or [None] * len(completions)
         texts = [each if isinstance(each, str) else each[-1]["content"] for each in completions]
-        tasks = [gym_task(each) if _named(each) else self.default for each in task or [None] * len(texts)]
+        tasks = [gym_task(each) if _named(each) else self.default for each in named]
         scores, faults = [0.0] * len(texts), {}
         samples: dict[tuple[Any, ...], dict[tuple[str, str], list[int]]] = {}
         for sample, item in enumerate(zip(texts, entry, strict=True)):
@@ -166,7 +167,7 @@ def _tasks(dataset: Questions) -> list[GymTask]:
     return [gym_task(name) for name in named]
 
 
-def _named(task: Any) -> bool:
+def _named(task: Any) -> TypeGuard[str]:
     return isinstance(task, str) and task.startswith(PREFIX)
 
 

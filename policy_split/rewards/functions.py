@@ -28,7 +28,7 @@ def load_reward(spec: str) -> RewardFunction:
     if not source or not name:
         raise ValueError(f"reward {spec!r} must be 'package.module:function' or 'path/to/file.py:function'")
     module = _load_file(Path(source), spec) if source.endswith(".py") else _load_module(source, spec)
-    function = getattr(module, name, None)
+    function: RewardFunction | None = getattr(module, name, None)
     if function is None:
         there = ", ".join(key for key, value in vars(module).items() if inspect.isfunction(value)) or "none"
         raise ValueError(f"reward {spec!r}: {source} has no {name!r}; its functions are {there}")
@@ -176,6 +176,8 @@ def _load_file(path: Path, spec: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"reward {spec!r}: there is no file {path}")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise ImportError(f"reward {spec!r}: {path} cannot be imported")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     return module

@@ -18,6 +18,6 @@ def math_reward(
     texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
 
     def correct(text: str, gold: Any) -> bool:
-        return math_verify.verify(math_verify.parse(f"${gold}$"), math_verify.parse(text))
+        return bool(math_verify.verify(math_verify.parse(f"${gold}$"), math_verify.parse(text)))
 
     return [float(correct(text, gold)) for text, gold in zip(texts, answer, strict=True)]
