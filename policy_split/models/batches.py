@@ -113,6 +113,6 @@ Batch = PaddedBatch | PackedBatch
 
 def _ranges(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
     """start, start + 1, ... of each length, behind each other: (sum(lengths),)."""
-    starts, lengths = torch.tensor(starts), torch.tensor(lengths)
-    ends = lengths.cumsum(0)
-    return torch.arange(int(ends[-1])) + (starts - ends + lengths).repeat_interleave(lengths)
+    counts = torch.tensor(lengths)
+    ends = counts.cumsum(0)
+    return torch.arange(int(ends[-1])) + (torch.tensor(starts) - ends + counts).repeat_interleave(counts)

@@ -35,7 +35,7 @@ KEPT = tuple(field.name for field in fields(CausalLMOutputWithPast) if field.nam
 
 @outside_graphs  # every call has a head_fn of its own: dynamo would compile it anew
 def fused_forward(
-    model: nn.Module, forward: Callable[..., Any], head_fn: Callable[..., Any], *args: Any, check: bool, **kwargs: Any
+    model: Any, forward: Callable[..., Any], head_fn: Callable[..., Any], *args: Any, check: bool, **kwargs: Any
 ) -> FusedLMOutput:
     if kwargs.get("labels") is not None:
         raise ValueError("labels and head_fn are two losses of one forward; give one of them")
@@ -66,7 +66,7 @@ class _StandIn(nn.Module):
     """Stands where the head stands while the model runs: calls head_fn, and returns logits by which to see what
     the model makes of them."""
 
-    def __init__(self, head: nn.Module, head_fn: Callable[..., Any], softcap: float | None, logit_scale: float):
+    def __init__(self, head: Any, head_fn: Callable[..., Any], softcap: float | None, logit_scale: float):
         super().__init__()
         self.head, self.head_fn, self.softcap, self.logit_scale = head, head_fn, softcap, logit_scale
         self.calls, self.answered, self.result = 0, False, None
@@ -86,7 +86,7 @@ class _StandIn(nn.Module):
     def _probe(self, device: torch.device, dims: int) -> Tensor:
         """(1, 1, V): every token has a logit of its own, most of them near 0, so that no change goes unseen."""
         steps = torch.linspace(-1, 1, self.head.out_features, device=device)
-        return (1000 * steps**3).view((1,) * (dims - 1) + (-1,))
+        return (1000 * steps.pow(3)).view((1,) * (dims - 1) + (-1,))
 
     @torch.no_grad()
     def check(self, model: nn.Module, logits: Tensor) -> None:
@@ -112,21 +112,23 @@ def _presumed(config: Any) -> tuple[float | None, float]:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
 
     def setting(name: str) -> float | None:
-        value = getattr(text, name, None)
+        value: float | None = getattr(text, name, None)
         return getattr(config, name, None) if value is None else value
 
     scale = 1.0
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):  # Cohere, Muse, Falcon-H1
-        scale *= 1.0 if setting(name) is None else setting(name)
+        factor = setting(name)
+        scale *= 1.0 if factor is None else factor
     divisor = setting("logits_scaling")  # Granite
     return setting("final_logit_softcapping"), scale if divisor is None else scale / divisor
 
 
-def _aux_coefficient(model: nn.Module) -> float:
+def _aux_coefficient(model: Any) -> float:
     for owner in (model, model.config, model.config.get_text_config()):
         for name in ("router_aux_loss_coef", "aux_loss_coef"):
-            if getattr(owner, name, None) is not None:
-                return getattr(owner, name)
+            coefficient: float | None = getattr(owner, name, None)
+            if coefficient is not None:
+                return coefficient
     raise RuntimeError(f"{type(model).__name__} returns aux_loss, but neither it nor its config has its coefficient")
 
 

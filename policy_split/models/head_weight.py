@@ -19,10 +19,11 @@ def holder_of(head: Any) -> nn.Module:
         raise TypeError(f"the LM head's weight must be of floating point, got {base.weight.dtype}")
     if _is_lora(head):
         _check_lora(head)
-    return head
+    holder: nn.Module = head
+    return holder
 
 
-def head_weight(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def head_weight(head: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """(hidden (..., D'), weight (V, D'), bias) whose product is what the head would compute; D' is D but for LoRA."""
     if _is_lora(head):
         hidden, weight, bias = _with_lora(head, hidden)
@@ -46,7 +47,7 @@ def _described(head: Any) -> str:
     return type(head).__name__ + ("" if shape is None else f" with a weight of shape {tuple(shape)}")
 
 
-def _check_lora(head: nn.Module) -> None:
+def _check_lora(head: Any) -> None:
     for name in head.active_adapters:
         variant = getattr(head, "lora_variant", {}).get(name)
         if variant is not None or getattr(head, "use_dora", {}).get(name):
@@ -54,7 +55,7 @@ def _check_lora(head: nn.Module) -> None:
             raise TypeError(f"the LM head's adapter {name!r} is of {kind}; only plain LoRA is known here")
 
 
-def _with_lora(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _with_lora(head: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """LoRA adds B(A(dropout(h))) * scaling: more columns of hidden and weight. Added to W, a small B @ A would be
     lost in bfloat16, and dropout would have no place."""
     if head.disable_adapters and head.merged:

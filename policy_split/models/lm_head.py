@@ -14,7 +14,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch import nn
 
@@ -49,7 +49,7 @@ def patch_lm_head(model: nn.Module) -> nn.Module:
     Raises TypeError for a model without an LM head or with one that is not `hidden @ weight.T + bias`; when called,
     ValueError for labels or a tuple as output together with `head_fn`.
     """
-    bare = inner_model(model)
+    bare: Any = inner_model(model)
     if not callable(getattr(bare, "get_output_embeddings", None)):
         raise TypeError(f"{type(bare).__name__} has no get_output_embeddings(); pass the model, not a wrapper of it")
     holder_of(bare.get_output_embeddings())  # TypeError for a head that cannot be read
@@ -59,7 +59,8 @@ def patch_lm_head(model: nn.Module) -> nn.Module:
         vars(bare)[_STATE] = state = _State(vars(bare).pop("forward", None))
     state.active = True
     if not isinstance(bare, _Patched):
-        bare.__class__ = _patched_class(type(bare))
+        original: Any = type(bare)
+        bare.__class__ = _patched_class(original)
     return model
 
 
@@ -68,7 +69,7 @@ def unpatch_lm_head(model: nn.Module) -> nn.Module:
 
     What was wrapped around it since then (FSDP2's class, accelerate's forward) stays and works; head_fn is an error.
     """
-    bare = inner_model(model)
+    bare: Any = inner_model(model)
     state = vars(bare).get(_STATE)
     if state is None:
         return model
@@ -84,7 +85,7 @@ def unpatch_lm_head(model: nn.Module) -> nn.Module:
 
 def is_patched(model: nn.Module) -> bool:
     """Whether the model's forward takes `head_fn`."""
-    state = vars(inner_model(model)).get(_STATE)
+    state: _State | None = vars(inner_model(model)).get(_STATE)
     return state is not None and state.active
 
 
@@ -98,12 +99,14 @@ class _State:
 class _Patched:
     """First base of every patched class: says what it is, and how to pickle a class that no module holds."""
 
-    def __reduce_ex__(self, protocol: int):
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         reduced, original = super().__reduce_ex__(protocol), _original(type(self))
-        return reduced if original is None else (_unpickled, (original,), *reduced[2:])
+        if original is None or isinstance(reduced, str):
+            return reduced
+        return _unpickled, (original,), *reduced[2:]
 
 
-def _unpickled(original: type) -> nn.Module:
+def _unpickled(original: Any) -> nn.Module:
     made = _patched_class(original)
     return made.__new__(made)
 
@@ -114,10 +117,10 @@ def _original(patched: type) -> type | None:
 
 
 @functools.cache
-def _patched_class(original: type) -> type:
+def _patched_class(original: type[nn.Module]) -> type[nn.Module]:
     """A subclass that goes by the original's name, as configurations and checkpoints write it down."""
 
-    def forward(self, *args: Any, head_fn: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+    def forward(self: nn.Module, *args: Any, head_fn: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
         state = vars(self).get(_STATE)
         ahead = None if state is None else state.forward
         call = functools.partial(original.forward, self) if ahead is None else ahead
@@ -130,9 +133,10 @@ def _patched_class(original: type) -> type:
         return out
 
     forward.__doc__ = original.forward.__doc__
-    forward.__signature__ = _with_head_fn(original.forward)  # generate reads it; __wrapped__ would be unwrapped
+    vars(forward)["__signature__"] = _with_head_fn(original.forward)  # for generate, which would unwrap __wrapped__
     names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(original.__name__, (_Patched, original), {"forward": forward, "_original": original} | names)
+    base: type = original
+    return type(original.__name__, (_Patched, base), {"forward": forward, "_original": original} | names)
 
 
 def _with_head_fn(forward: Callable[..., Any]) -> inspect.Signature:
@@ -145,5 +149,5 @@ def _with_head_fn(forward: Callable[..., Any]) -> inspect.Signature:
 
 def inner_model(model: nn.Module) -> nn.Module:
     """The model inside a PeftModel, or the model itself."""
-    is_peft = hasattr(model, "peft_config") and callable(getattr(model, "get_base_model", None))
-    return model.get_base_model() if is_peft else model
+    base_model: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)
+    return base_model() if hasattr(model, "peft_config") and callable(base_model) else model

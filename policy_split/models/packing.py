@@ -1,6 +1,7 @@
 """Whether a model keeps packed sequences apart: measured on two short ones, not believed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def packing_fault(logits_of: Callable[[Batch], Tensor], embeddings: nn.Embedding
 
     embedded: list[Tensor] = []  # (1, S, D)
 
-    def leaf(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    def leaf(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())
         return embedded[-1]
 
@@ -43,10 +44,8 @@ def packing_fault(logits_of: Callable[[Batch], Tensor], embeddings: nn.Embedding
                 packed = logits(PackedBatch, ids)
             finally:
                 hook.remove()
-            reached = [
-                sum(x.abs().sum(-1) for x in torch.autograd.grad(own.sum(), embedded, retain_graph=True)).view(2, -1)
-                for own in packed
-            ]
+            gradients = [torch.autograd.grad(own.sum(), embedded, retain_graph=True) for own in packed]
+            reached = [torch.stack([x.abs().sum(-1) for x in each]).sum(0).view(2, -1) for each in gradients]
         with torch.no_grad():
             padded = logits(PaddedBatch, ids)
             by_own = (logits(PaddedBatch, changed) - padded).abs().max()

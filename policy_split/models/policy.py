@@ -6,8 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +31,10 @@ def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTr
         instead = ", or choose attn_implementation='sdpa'"
         check_extra("flash_attn", "attn_implementation='flash_attention_2'", instead)
     with progress_bars(sys.stderr.isatty()):
-        return AutoModelForCausalLM.from_pretrained(
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             model, dtype=config.model_dtype, attn_implementation=config.attn_implementation
         )
+    return loaded
 
 
 def load_tokenizer(tokenizer: Any, model: PreTrainedModel | str) -> Any:
@@ -47,7 +47,7 @@ def load_tokenizer(tokenizer: Any, model: PreTrainedModel | str) -> Any:
 
 def check_fit(model: PreTrainedModel, tokenizer: Any, longest_prompt: int, max_completion_length: int) -> None:
     """ValueError if tokens have no embedding, responses no end, or rows no place in the model's positions."""
-    embeddings = model.get_input_embeddings().num_embeddings
+    embeddings = input_embeddings(model).num_embeddings
     if len(tokenizer) > embeddings:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, the model {embeddings} embeddings: they do not belong"
@@ -62,6 +62,10 @@ def check_fit(model: PreTrainedModel, tokenizer: Any, longest_prompt: int, max_c
         )
 
 
+def input_embeddings(model: PreTrainedModel) -> nn.Embedding:
+    return cast(nn.Embedding, model.get_input_embeddings())
+
+
 def end_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     """The tokens that end a response: the tokenizer's and those of the model's generation config."""
     configured = model.generation_config.eos_token_id
@@ -71,7 +75,8 @@ def end_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
 
 def pad_id(model: PreTrainedModel, tokenizer: Any) -> int:
     """What stands where there is no token; the masks say where, so that it may also be a token."""
-    return end_ids(model, tokenizer)[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad: int | None = tokenizer.pad_token_id
+    return end_ids(model, tokenizer)[0] if pad is None else pad
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
@@ -106,23 +111,26 @@ def _warn_of_logits(error: Exception) -> None:
     warnings.warn(f"fused_lm_head=True is left aside, logits are computed: {error}", stacklevel=3)
 
 
-@dataclass
 class Policy:
     """A model that answers and scores: `bare` generates; `model`, accelerate's wrapper of it, gives log-probs.
 
-    packed: config.packed_batches; None becomes whether the model's attention is flash attention. ValueError for True
-    where the model does not keep packed sequences apart, for None a warning, and batches are padded.
+    fused: whether scores and losses come from completion_head, or else from completion_logits. chunk_bytes: of the
+    functions that completion_head takes. packed: config.packed_batches, whether batches are PackedBatch or else
+    PaddedBatch; None becomes whether the model's attention is flash attention. ValueError for True where the model does
+    not keep packed sequences apart, for None a warning, and batches are padded.
     """
 
-    model: nn.Module
-    tokenizer: Any
-    bare: PreTrainedModel | None = None
-    fused: bool = False  # whether scores and losses come from completion_head, or else from completion_logits
-    chunk_bytes: int | None = None  # of the functions that completion_head takes
-    packed: bool | None = None  # whether batches are PackedBatch, or else PaddedBatch
-
-    def __post_init__(self) -> None:
-        self.bare = self.model if self.bare is None else self.bare
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        bare: PreTrainedModel | None = None,  # None: the model is not wrapped
+        fused: bool = False,
+        chunk_bytes: int | None = None,
+        packed: bool | None = None,
+    ):
+        self.model, self.tokenizer, self.chunk_bytes = model, tokenizer, chunk_bytes
+        self.bare = cast(PreTrainedModel, model) if bare is None else bare
         self.end_ids = end_ids(self.bare, self.tokenizer)
         self.pad_id = pad_id(self.bare, self.tokenizer)
         parameters = inspect.signature(inner_model(self.bare).forward).parameters
@@ -130,11 +138,8 @@ class Policy:
         flash = "flash" in str(self.bare.config.get_text_config()._attn_implementation)
         if flash and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             self.forward_arguments |= set(FLASH_ATTENTION_ARGUMENTS)
-        if self.fused:
-            self.fused = self._knows_head()
-        if self.packed or (self.packed is None and flash):
-            self.packed = self._keeps_apart()
-        self.packed = bool(self.packed)
+        self.fused = fused and self._knows_head()
+        self.packed = (packed or (packed is None and flash)) and self._keeps_apart(bool(packed))
 
     def _knows_head(self) -> bool:
         """Whether one token goes through the patched model: with a warning if not, rather than in the first step."""
@@ -149,22 +154,25 @@ class Policy:
                 _warn_of_logits(error)
         return is_patched(self.bare)
 
-    def _keeps_apart(self) -> bool:
-        """Whether sequences can be packed, see `packing_fault`."""
-        arguments = (self.bare.get_input_embeddings(), self.forward_arguments)
+    def _keeps_apart(self, must: bool) -> bool:
+        """Whether sequences can be packed, see `packing_fault`; ValueError where they must be and cannot."""
+
+        def logits_of(batch: Batch) -> Tensor:
+            return batch.predictions(self.bare(**self._inputs(batch)).logits)
+
         with _trial(self.bare):  # of the bare model: DDP would wait for the gradients of parameters
-            fault = packing_fault(lambda batch: batch.predictions(self.bare(**self._inputs(batch)).logits), *arguments)
+            fault = packing_fault(logits_of, input_embeddings(self.bare), self.forward_arguments)
         if fault is None:
             return True
         name = type(self.bare).__name__
-        if self.packed:
+        if must:
             raise ValueError(f"packed_batches=True: {name} cannot be given packed sequences: {fault}")
         warnings.warn(f"batches are padded: {name} cannot be given packed sequences: {fault}", stacklevel=3)
         return False
 
     @property
     def device(self) -> torch.device:
-        return self.bare.get_input_embeddings().weight.device
+        return input_embeddings(self.bare).weight.device
 
     def completion_logits(self, batch: Batch) -> Tensor:
         """Logits (B, T, V) or (N, V) that predict the tokens of a batch's responses; the prompt's are not computed."""

@@ -40,9 +40,10 @@ def _reshards(unit: FSDPModule) -> bool:
 
 def shard_frozen(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     """A model that only scores, sharded as accelerate shards the one that trains; it keeps nothing after a forward."""
-    model = fsdp2_prepare_model(accelerator, model)
-    model.set_reshard_after_forward(True)
-    return model
+    sharded: nn.Module = fsdp2_prepare_model(accelerator, model)
+    assert isinstance(sharded, FSDPModule)
+    sharded.set_reshard_after_forward(True)
+    return sharded
 
 
 def whole(state: Any, *, keep: bool) -> Any:

@@ -156,7 +156,8 @@ def score(
     for rows in track(batches, "scoring"):
         batch = rollout.batch(rows, packed=policy.packed)
         mask = batch.gather(rollout.mask)
-        options = {"targets": batch.gather(rollout.completion_ids), "temperature": temperature, "mask": mask}
+        options: dict[str, Any] = {"temperature": temperature, "mask": mask}
+        options["targets"] = batch.gather(rollout.completion_ids)
         if policy.fused and not divergence:
             head_fn = partial(linear_logprobs_and_entropy, chunk_bytes=policy.chunk_bytes, **options)
             values = list(policy.completion_head(batch, head_fn))

@@ -1,9 +1,9 @@
 """Sampling: one response to each prompt, from the unfiltered distribution, under a seed of its own."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplit
         use_cache=True,
     )
     size = config.per_device_generation_batch_size or len(prompts)
+    generate = cast(Callable[..., Tensor], policy.bare.generate)  # of GenerationMixin
     training = policy.bare.training
     policy.bare.eval()
     parts = []
@@ -41,7 +42,7 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplit
         for number, start in enumerate(starts, 1):
             ids, mask = left_padded(prompts[start : start + size], policy)
             options = {"generation_config": generation, "stopping_criteria": counter}
-            out = policy.bare.generate(input_ids=ids, attention_mask=mask, **options)
+            out = generate(input_ids=ids, attention_mask=mask, **options)
             parts.append(out[:, ids.shape[1] :])
             bar.update(number * longest - bar.n)  # all may have ended before
     policy.bare.train(training)
