@@ -170,6 +170,7 @@ def _largest_error(device: torch.device) -> float:
     log_p = torch.log_softmax(exact, -1)
     truth = log_p.gather(-1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
     ours = logprobs_and_entropy(logits, targets)
-    gradients = [torch.autograd.grad(sum(x).sum(), y)[0] for x, y in ((ours, logits), (truth, exact))]
+    results = ((ours, logits), (truth, exact))
+    gradients = [torch.autograd.grad((logprobs + entropy).sum(), x)[0] for (logprobs, entropy), x in results]
     pairs = [*zip(ours, truth, strict=True), tuple(gradients)]
     return max(float((a.detach().double() - b.detach()).abs().max()) for a, b in pairs)

@@ -20,7 +20,7 @@ from policy_split.evaluation.comparison import compare
 from policy_split.evaluation.evaluate import evaluate_in_detail, plain_text
 from policy_split.evaluation.question_scores import Key
 from policy_split.evaluation.tables import comparison_table, evaluation_table
-from policy_split.models.policy import load_model, load_tokenizer
+from policy_split.models.policy import load_model, load_tokenizer, placed
 from policy_split.rewards.functions import REWARD_HELP
 from policy_split.storage.whole_folder import replace_text
 
@@ -132,7 +132,8 @@ def _opened(name: str | None) -> dict[str, Any] | None:
 
 
 def _parse(arguments: list[str], defaults: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    parser = HfArgumentParser(make_dataclass("Settings", OFFERED), prog="policy-split eval", description=HELP)
+    offered: Any = make_dataclass("Settings", OFFERED)
+    parser = HfArgumentParser(offered, prog="policy-split eval", description=HELP)
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="Folder of a run, or name or path of a model.")
     parser.add_argument("--against", help="Another run or model, evaluated alike, or an earlier evaluation's JSON.")
     parser.add_argument("--num-samples", "--num_samples", type=int, default=64, help="Responses per question and mode.")
@@ -143,7 +144,7 @@ def _parse(arguments: list[str], defaults: Mapping[str, Any]) -> tuple[Any, dict
     parser.add_argument("--output", help=f"JSON to write. Not given: {NAME} in the run's folder, or in this one.")
     parser.set_defaults(**defaults)
     settings, chosen = parser.parse_args_into_dataclasses(arguments)
-    return chosen, vars(settings)
+    return chosen, dict(vars(settings))
 
 
 def _evaluated(model: str, arguments: list[str], task: Task | None) -> tuple[Task, dict[str, Any]]:
@@ -159,8 +160,8 @@ def _evaluated(model: str, arguments: list[str], task: Task | None) -> tuple[Tas
     # a batch as large as one of the training, whatever the number of responses
     prompts = max(1, config.prompts_per_step * config.num_generations // chosen.num_samples)
     task = _task(chosen, tokenizer) if task is None else task
-    loaded = load_model(model, config)
-    loaded.to("cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu")
+    device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
+    loaded = placed(load_model(model, config), device)
     evaluation = evaluate_in_detail(
         loaded, tokenizer, task.dataset, task.reward_funcs, replace(config, prompts_per_step=prompts),
         chosen.num_samples, key=task.key, correct_reward=task.correct_reward,

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from transformers import HfArgumentParser
@@ -33,8 +34,9 @@ def run(arguments: list[str]) -> int:
     own.add_argument("--size", choices=SIZES, help="Of the built-in task, from a minute to an hour on a GPU (small).")
     own.add_argument("--resume", action="store_true", help="Go on from the newest whole checkpoint in output_dir.")
     chosen, rest = own.parse_known_args(arguments)
+    settings: Any = PolicySplitConfig
     parser = HfArgumentParser(
-        PolicySplitConfig, parents=[own], prog="policy-split train", description=HELP,
+        settings, parents=[own], prog="policy-split train", description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     size = find_size(chosen.size or "small")

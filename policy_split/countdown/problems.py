@@ -97,12 +97,12 @@ class Countdown:
                 and answers >= self.fewest_answers
                 and self.split_of(problem := Problem(numbers, target)) == split
             }
-            problem = generator.choices(list(weights), list(weights.values()))[0] if weights else None
-            misses = misses + 1 if problem is None or problem in found else 0
+            drawn = generator.choices(list(weights), list(weights.values()))[0] if weights else None
+            misses = misses + 1 if drawn is None or drawn in found else 0
             if misses > 10_000:
                 raise ValueError(f"{self} has about {len(found)} prompts in its split {split!r}, not {count}")
-            if problem is not None:
-                found[problem] = None
+            if drawn is not None:
+                found[drawn] = None
         return list(found)
 
     def dataset(self, count: int, *, seed: int, split: str = "train") -> Dataset:
@@ -143,17 +143,17 @@ def _answer_counts(numbers: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
 
 
 @lru_cache(maxsize=1024)
-def _expressions(numbers: tuple[int, ...]) -> dict[Fraction, list[str]]:
+def _expressions(numbers: tuple[int, ...]) -> dict[Number, list[str]]:
     """Every value that the sorted numbers make, with every expression that makes it."""
     if len(numbers) == 1:
         return {Fraction(numbers[0]): [str(numbers[0])]}
-    table: dict[Fraction, list[str]] = {}
+    table: dict[Number, list[str]] = {}
     for value, lefts, rights, operator in _last_steps(numbers):
         table.setdefault(value, []).extend(f"{left} {right} {operator}" for left in lefts for right in rights)
     return table
 
 
-def _last_steps(numbers: tuple[int, ...]) -> Iterator[tuple[Fraction, list[str], list[str], str]]:
+def _last_steps(numbers: tuple[int, ...]) -> Iterator[tuple[Number, list[str], list[str], str]]:
     """All ways to make the last step: (value, expressions of the left operand, of the right operand, operator).
 
     A postfix text has one last operator and one way to cut the rest in two, and each cut of the multiset comes once

@@ -148,7 +148,7 @@ def evaluate_policy(
 
 def flatten(result: Mapping[str, Any], prefix: str) -> dict[str, float]:
     """{"eval/normal/accuracy": ...}: one evaluation as metrics of a step."""
-    flat = {}
+    flat: dict[str, float] = {}
     for name, value in result.items():
         inner = {f"{name}/{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
         flat |= {f"{prefix}/{key}": v for key, v in inner.items()}

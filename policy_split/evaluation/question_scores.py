@@ -37,12 +37,12 @@ def question_scores(rollout: Rollout, end_ids: Collection[int], key: Key, correc
         "accuracy": rollout.rewards[:own].view(shape).double().mean(-1),
         "correct": correct.sum(-1),
         "distinct_correct": _per_question(answers, len),
-        "entropy": _token_mean(rollout.entropy[:own].view(mask.shape), mask),
+        "entropy": _token_mean(rollout.scores.entropy[:own].view(mask.shape), mask),
         "mean_length": mask.sum(-1).double().mean(-1),
         "truncated": rollout.truncated.view(shape).double().mean(-1),
     }
     if n >= FEW:
-        measures["distinct_correct_8"] = _per_question(answers, lambda a: expected_distinct(a.values(), n, FEW))
+        measures["distinct_correct_8"] = _per_question(answers, lambda a: expected_distinct(list(a.values()), n, FEW))
     measures |= _distinct_ngrams(rollout, end_ids)
     scores = {
         f"{MODE_NAMES[mode]}/{name}": values[mode].double().cpu() for mode in MODES for name, values in measures.items()

@@ -22,7 +22,8 @@ def blocks_of(own: Tensor, borrowed: Tensor, num_generations: int) -> Tensor:
 
 def rows_of(blocks: Tensor, num_generations: int) -> tuple[Tensor, Tensor]:
     """(rows, twins), (R, ...) each: the inverse of `blocks_of`."""
-    own, borrowed = blocks.unflatten(0, (2, len(MODES), -1, num_generations))
+    parts: Tensor = blocks.unflatten(0, (2, len(MODES), -1, num_generations))
+    own, borrowed = parts
     return _by_question(own), _by_question(borrowed.flip(0))
 
 
@@ -30,7 +31,8 @@ def _by_mode(rows: Tensor, n: int) -> Tensor:
     """(2, P, n, ...) of rows (R, ...)."""
     if len(rows) % (len(MODES) * n):
         raise ValueError(f"{len(rows)} rows are not whole questions of {len(MODES)} x {n} responses")
-    return rows.unflatten(0, (-1, len(MODES), n)).transpose(0, 1)
+    questions: Tensor = rows.unflatten(0, (-1, len(MODES), n))
+    return questions.transpose(0, 1)
 
 
 def _by_question(rows: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ TWIN, OWN = 0, 1  # as the agent loop returns them: verl grades the last
 class Place(NamedTuple):
     uid: str
     session: int
-    index: int
+    number: int
 
 
 def place_of(key: str) -> Place:
@@ -70,9 +70,11 @@ def policy_split_advantages(
     """
     own, twin = order_of(keys, num_sessions)
     n = num_sessions // 2
-    blocks = [blocks_of(x[own], x[twin], n) for x in (logprobs, mask)]
-    counts = {"num_prompts": len(own) // num_sessions, "num_generations": n}
-    of_blocks, _ = dual_mode_advantages(blocks_of(rewards[own], rewards[own], n), *blocks, **counts, **options)
+    blocks = blocks_of(logprobs[own], logprobs[twin], n), blocks_of(mask[own], mask[twin], n)
+    of_blocks, _ = dual_mode_advantages(
+        blocks_of(rewards[own], rewards[own], n), *blocks,
+        num_prompts=len(own) // num_sessions, num_generations=n, **options,
+    )  # fmt: skip
     advantages = torch.zeros_like(of_blocks)
     advantages[own], advantages[twin] = rows_of(of_blocks, n)
     return advantages

@@ -37,6 +37,12 @@ def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTr
     return loaded
 
 
+def placed(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """The model, moved to the device."""
+    move = cast(Callable[[str], PreTrainedModel], model.to)  # which transformers has wrapped, its types lost
+    return move(device)
+
+
 def load_tokenizer(tokenizer: Any, model: PreTrainedModel | str) -> Any:
     """The tokenizer itself, or that of a name or path; None: the one that is saved with the model."""
     if tokenizer is None and not isinstance(model, str):

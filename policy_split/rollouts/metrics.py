@@ -26,12 +26,13 @@ def rollout_sums(rollout: Rollout) -> Sums:
     The KLs are k3 estimates over the sampled tokens and, where the rollout has its divergence, the exact ones at the
     same positions (`exact_kl_...`): their mean over the first-named mode's own tokens, nats.
     """
-    names, count = ("mask", "rewards", "logprobs", "entropy"), len(rollout.blocks)
-    blocks = {name: getattr(rollout, name).chunk(count) for name in names}
+    logprobs, entropies, divergence = rollout.scores
+    tables = {"mask": rollout.mask, "rewards": rollout.rewards, "logprobs": logprobs, "entropy": entropies}
+    blocks = {name: table.chunk(len(rollout.blocks)) for name, table in tables.items()}
     weights = (
         rollout.mask.new_ones((len(rollout.mode), 1)) if rollout.score_weight is None else rollout.score_weight[:, None]
     )
-    weights = weights.to(rollout.entropy.dtype).chunk(count)
+    weights = weights.to(entropies.dtype).chunk(len(rollout.blocks))
     sums: Sums = {}
     for mode in MODES:
         halves = rollout.halves(mode)
@@ -55,8 +56,8 @@ def rollout_sums(rollout: Rollout) -> Sums:
         # block 3 - k holds the responses of block k under the other prompt
         kl = weights[mode] * k3(blocks["logprobs"][mode], blocks["logprobs"][3 - mode])
         sums[f"policy_split/{name}"] = sum_and_count(kl[blocks["mask"][mode]])
-        if rollout.divergence is not None:
-            exact = weights[mode] * rollout.divergence.chunk(4)[mode]
+        if divergence is not None:
+            exact = weights[mode] * divergence.chunk(4)[mode]
             sums[f"policy_split/exact_{name}"] = sum_and_count(exact[blocks["mask"][mode]])
     return sums
 

@@ -30,6 +30,12 @@ BLOCKS = ((NORMAL, NORMAL), (HIGH_ENTROPY, HIGH_ENTROPY), (NORMAL, HIGH_ENTROPY)
 SINGLE_BLOCKS = ((NORMAL, 0), (NORMAL, 1))
 
 
+class Scores(NamedTuple):
+    logprobs: Tensor  # (4*P*n, T) nats
+    entropy: Tensor  # (4*P*n, T) nats
+    divergence: Tensor | None = None  # (4*P*n, T) nats, KL(own mode || other mode)
+
+
 @dataclass
 class Rollout:
     """P*n rows for each of its blocks, question-major inside a block; the first two are own prompts' responses.
@@ -54,6 +60,13 @@ class Rollout:
     divergence: Tensor | None = None  # (4*P*n, T) nats, KL(own mode || other mode), filled if config.exact_kl
     score_weight: Tensor | None = None  # (4*P*n,) rows that a row's scores stand for in the metrics; None: 1 each
     blocks: tuple[tuple[int, int], ...] = BLOCKS
+
+    @property
+    def scores(self) -> Scores:
+        """What its policy thinks of it; ValueError before `score_rollout`."""
+        if self.logprobs is None or self.entropy is None:
+            raise ValueError("the rollout has no scores yet: call score_rollout first")
+        return Scores(self.logprobs, self.entropy, self.divergence)
 
     @property
     def shared(self) -> bool:
@@ -123,12 +136,6 @@ def make_rollout(
     rewards = call_foreign(graded)
     by_mode = [prompt[mode] for mode in MODES for prompt in prompts]
     return _laid_out(policy, by_mode, completion_ids, lengths, truncated, rewards, texts, blocks, config)
-
-
-class Scores(NamedTuple):
-    logprobs: Tensor  # (4*P*n, T) nats
-    entropy: Tensor  # (4*P*n, T) nats
-    divergence: Tensor | None = None  # (4*P*n, T) nats, KL(own mode || other mode)
 
 
 def score_rollout(

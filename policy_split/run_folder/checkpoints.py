@@ -85,7 +85,7 @@ def find_checkpoint(folder: Path, resume: str | Path | bool) -> Path:
     A damaged one is passed over with a warning that names the file. FileNotFoundError: there is none. ValueError: none
     is whole, or the one that was asked for is not.
     """
-    if resume is not True:
+    if not isinstance(resume, bool):
         path = Path(resume)
         if not path.is_dir():
             raise FileNotFoundError(f"resume_from_checkpoint={str(resume)!r}: there is no such folder")
@@ -96,7 +96,7 @@ def find_checkpoint(folder: Path, resume: str | Path | bool) -> Path:
     found = checkpoints(folder)
     if not found:
         raise FileNotFoundError(f"resume_from_checkpoint=True: there is no checkpoint in {folder / CHECKPOINTS}")
-    passed_over = []
+    passed_over: list[str] = []
     for path in reversed(found):
         wrong = damage(path)
         if wrong is None:

@@ -61,7 +61,8 @@ class RunState:
     @property
     def finished(self) -> int:
         """Steps that were finished at the last `mark`."""
-        return self.small["progress"]["step"]
+        step: int = self.small["progress"]["step"]
+        return step
 
     def save(self, folder: Path, limit: int | None) -> Path:
         """Save the last finished step as a checkpoint of the run's folder; raises what `save_checkpoint` raises."""

@@ -131,7 +131,8 @@ class JsonLines:
 def _step(line: str) -> float:
     """The step of a row; infinite for what a machine that went down has left in the file."""
     try:
-        return json.loads(line)["step"]
+        step: float = json.loads(line)["step"]
+        return step
     except (ValueError, LookupError, TypeError):
         return math.inf
 

@@ -52,12 +52,12 @@ class Results:
 
 def measure_of(evaluation: Mapping[str, Any], name: str, mode: str) -> float:
     """The mean of "accuracy", "pass@8" and so on of a mode, or of the exact "kl" from it to the other."""
+    measures, found = evaluation["modes"][mode], name
     if name == "kl":
-        return evaluation["kl_high_normal" if mode == MODE_NAMES[HIGH_ENTROPY] else "kl_normal_high"]["mean"]
-    measures = evaluation["modes"][mode]
-    if name.startswith("pass@"):
-        return measures["pass_at_k"][name.removeprefix("pass@")]["mean"]
-    return measures[name]["mean"]
+        measures, found = evaluation, "kl_high_normal" if mode == MODE_NAMES[HIGH_ENTROPY] else "kl_normal_high"
+    elif name.startswith("pass@"):
+        measures, found = measures["pass_at_k"], name.removeprefix("pass@")
+    return float(measures[found]["mean"])
 
 
 def read_results(plan: Plan, folder: Path) -> Results:

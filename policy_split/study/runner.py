@@ -62,7 +62,7 @@ def finished(folder: Path) -> bool:
 def _run_all(folders: Sequence[Path], jobs: int, threads: int, deadline: float | None) -> None:
     waiting = [folder for folder in folders if not finished(folder)]
     total, done = len(waiting), 0
-    running: dict[Path, subprocess.Popen] = {}
+    running: dict[Path, subprocess.Popen[bytes]] = {}
     started = time.monotonic()
     with _ended(running):
         while waiting or running:
@@ -83,7 +83,7 @@ def _run_all(folders: Sequence[Path], jobs: int, threads: int, deadline: float |
                 print(f"{folder.name}: {done} of {total}, {time.monotonic() - started:.0f} s", file=sys.stderr)
 
 
-def _start(folder: Path, threads: int) -> subprocess.Popen:
+def _start(folder: Path, threads: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "policy_split.study.work", str(folder)]
     with open(folder / LOG, "ab") as log:
@@ -94,7 +94,7 @@ def _start(folder: Path, threads: int) -> subprocess.Popen:
 
 
 @contextmanager
-def _ended(running: dict[Path, subprocess.Popen]) -> Iterator[None]:
+def _ended(running: dict[Path, subprocess.Popen[bytes]]) -> Iterator[None]:
     """Whatever happens, no process is left: each is asked to save and end, and killed if it does not."""
     try:
         yield

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from policy_split.countdown.job import warm_start_countdown
 from policy_split.countdown.problems import canonical, countdown_reward, warm_start_examples
 from policy_split.countdown.sizes import CountdownSize, save_size, size_of_dict
 from policy_split.evaluation.evaluate import evaluate_in_detail
+from policy_split.models.policy import placed
 from policy_split.run_folder.checkpoints import stopped_before_first
 from policy_split.storage.whole_folder import ASIDE, publish, replace_text
 from policy_split.training.trainer import PolicySplitTrainer
@@ -49,7 +51,7 @@ def main(folder: Path) -> int:
 
 
 def _device(model: PreTrainedModel) -> PreTrainedModel:
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return placed(model, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _warm(folder: Path, spec: Mapping[str, Any]) -> tuple[PreTrainedModel, Any, PolicySplitConfig]:
@@ -60,8 +62,8 @@ def _warm(folder: Path, spec: Mapping[str, Any]) -> tuple[PreTrainedModel, Any, 
         (TRAIN, size.train_questions, "train"),
         (QUESTIONS, size.held_out_questions, spec["split"]),
     ):
-        _once(folder / name, lambda path, n=count, s=split: _problems(size, n, s).save_to_disk(path))
-    _once(folder / EXAMPLES, lambda path: _examples(size).save_to_disk(path))
+        _once(folder / name, partial(_save_problems, size, count, split))
+    _once(folder / EXAMPLES, partial(_save_examples, size))
 
     def train(path: Path) -> None:
         model = _device(size.model(tokenizer, WARM_START_SEED))
@@ -84,13 +86,14 @@ def _once(folder: Path, save: Callable[[Path], None]) -> None:
     publish(aside, folder)
 
 
-def _problems(size: CountdownSize, count: int, split: str) -> Dataset:
-    return size.task.dataset(count, seed=QUESTIONS_SEED, split=split)
+def _save_problems(size: CountdownSize, count: int, split: str, path: Path) -> None:
+    size.task.dataset(count, seed=QUESTIONS_SEED, split=split).save_to_disk(path)
 
 
-def _examples(size: CountdownSize) -> Dataset:
+def _save_examples(size: CountdownSize, path: Path) -> None:
     examples = warm_start_examples(size.task, size.warm_start_examples, seed=WARM_START_SEED)
-    return Dataset.from_dict(dict(zip(("prompt", "answers"), zip(*examples, strict=True), strict=True)))
+    columns = dict(zip(("prompt", "answers"), zip(*examples, strict=True), strict=True))
+    Dataset.from_dict(columns).save_to_disk(path)
 
 
 def _run(folder: Path, spec: Mapping[str, Any]) -> tuple[PreTrainedModel, Any, PolicySplitConfig]:

@@ -52,15 +52,16 @@ def baseline_tokens(algorithm: Algorithm, rollout: Rollout, seed: int) -> Traini
     p, device = rollout.num_prompts, rollout.mask.device
     rows = torch.arange(len(rollout.mode), device=device)
     by_question = rows.view(2, p, -1).transpose(0, 1).reshape(-1)
+    logprobs, entropy, _ = rollout.scores
     samples = Samples(
         rollout.rewards[by_question].view(p, -1),
-        rollout.logprobs[by_question],
-        rollout.entropy[by_question],
+        logprobs[by_question],
+        entropy[by_question],
         rollout.train_mask[by_question],
     )
-    tokens = training_tokens(algorithm, samples, torch.Generator().manual_seed(seed))
+    advantages, mask, chosen = training_tokens(algorithm, samples, torch.Generator().manual_seed(seed))
     back = by_question.argsort()
-    return TrainingTokens(*(None if x is None else x[back] for x in tokens))
+    return TrainingTokens(advantages[back], mask[back], None if chosen is None else chosen[back])
 
 
 def baseline_loss(

@@ -8,7 +8,8 @@ with the mode's scale of `advantages.mode_scales`: the bonus of arXiv 2604.11510
 vocabulary. The kernel of the policy loss forms the entropy's gradient (`entropy_coefficients`), `mode_push` the KL's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,28 +61,33 @@ def mode_push(
         return logits, torch.zeros((), device=logits.device)
     if logits.dtype == torch.float16:
         logits = logits.float()  # a gradient formed before the loss scale reaches it would be lost in float16
-    return _Push.apply(logits, weights, mask, coefficients, temperature)
+    return _push(logits, weights, mask, coefficients, temperature)
 
 
 class _Push(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits: Tensor, weights: Tensor, mask: Tensor, coefficients: Sequence[float], temperature: float):
-        ctx.gradients, loss = [None, None], 0.0
-        halves, weights, mask = logits.detach().chunk(2), weights.chunk(2), mask.chunk(2)
+    def forward(
+        ctx: Any, logits: Tensor, weights: Tensor, mask: Tensor, coefficients: Sequence[float], temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        ctx.gradients, losses = [None, None], []
+        halves, weights_of, mask_of = logits.detach().chunk(2), weights.chunk(2), mask.chunk(2)
         for mode in MODES:
             if coefficients[mode]:
                 own, other = halves[mode].detach().requires_grad_(), halves[1 - mode]
                 with torch.enable_grad():
-                    kl = mode_divergence(own, other, temperature=temperature, mask=mask[mode]).kl_ab
-                    total = -coefficients[mode] * (weights[mode] * kl).sum()
+                    kl = mode_divergence(own, other, temperature=temperature, mask=mask_of[mode]).kl_ab
+                    total = -coefficients[mode] * (weights_of[mode] * kl).sum()
                 (ctx.gradients[mode],) = torch.autograd.grad(total, own)
-                loss = loss + total.detach()
-        return logits.detach(), loss
+                losses.append(total.detach())
+        return logits.detach(), torch.stack(losses).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_logits: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_logits: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
         for half, gradient in zip(grad_logits.chunk(2), ctx.gradients, strict=True):
             if gradient is not None:
                 half.addcmul_(gradient, upstream)
         return grad_logits, None, None, None, None
+
+
+_push: Callable[..., tuple[Tensor, Tensor]] = _Push.apply

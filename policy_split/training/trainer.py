@@ -27,7 +27,8 @@ from transformers import PreTrainedModel, get_scheduler
 from policy_split.config import PolicySplitConfig
 from policy_split.data.datasets import Data, as_prompts, check_apart, longest_prompt, question_indices
 from policy_split.data.reasoning_gym import own_reward
-from policy_split.evaluation.evaluate import Key, evaluate_policy, flatten, plain_text
+from policy_split.evaluation.evaluate import evaluate_policy, flatten, plain_text
+from policy_split.evaluation.question_scores import Key
 from policy_split.isolation.foreign_calls import foreign_calls_by
 from policy_split.isolation.time_limit import add_note, check_time_limit
 from policy_split.models.policy import Policy, check_fit, enable_checkpointing, fuse_lm_head, load_model, load_tokenizer
@@ -279,9 +280,11 @@ class PolicySplitTrainer:
         questions = [self.train_dataset[index] for index in indices[rank::world]]
         seed = seed_of(config.seed, "rollout", step, rank)
         blocks = BLOCKS if config.chosen_algorithm.dual_mode else SINGLE_BLOCKS
-        options = {"num_generations": config.num_generations, "seed": seed, "blocks": blocks}
+        n = config.num_generations
         with gathered(self.policy.bare):
-            return make_rollout(self.policy, questions, self.rewards, config, **options)
+            return make_rollout(
+                self.policy, questions, self.rewards, config, num_generations=n, seed=seed, blocks=blocks
+            )
 
     def tokens(self, rollout: Rollout) -> DualTokens | BaselineTokens:
         """What the rollout's tokens train on: the advantages of both modes, or those of a baseline."""

@@ -61,7 +61,7 @@ class PolicyUpdate:
         """
         mask, sums = rollout.train_mask, self._trained_tokens(rollout, rows)
         weights = self._weights(mask, rows)
-        loss = torch.zeros((), device=mask.device)
+        loss, no_count = torch.zeros((), device=mask.device), torch.zeros((), dtype=torch.float64, device=mask.device)
         if first is None:
             batches = micro_batches(rollout, self.contributing(rows, advantages), self.config)
         else:
@@ -77,7 +77,7 @@ class PolicyUpdate:
                 out = self.backward(rollout, micro_batch, *arguments)
             loss += out.loss.detach()
             mode = rollout.mode[micro_batch]
-            clipped = {f"{MODE_NAMES[m]}/clip_ratio": (out.clipped[mode == m].sum().double(), 0.0) for m in MODES}
+            clipped = {f"{MODE_NAMES[m]}/clip_ratio": (out.clipped[mode == m].sum().double(), no_count) for m in MODES}
             sums = add_sums(sums, clipped)
             if ref_logprobs is not None:
                 sums = add_sums(sums, {"kl": sum_and_count(out.kl[mask[micro_batch, : out.kl.shape[1]]])})
@@ -118,7 +118,7 @@ class PolicyUpdate:
         config = self.config
         batch = rollout.batch(rows, packed=self.policy.packed)
         mask, weights = batch.gather(rollout.train_mask), batch.gather(weights)
-        arguments = {
+        arguments: dict[str, Any] = {
             "targets": batch.gather(rollout.completion_ids),
             "advantages": batch.gather(advantages),
             "mode": batch.gather(rollout.mode[:, None].expand(rollout.mask.shape)),
@@ -176,12 +176,11 @@ class PolicyUpdate:
     def _baseline(self, batch: Batch, arguments: dict[str, Any], chosen: Tensor | None) -> DualModeLossOutput:
         """A baseline's own loss of the tokens that those arguments of `dual_mode_loss` describe."""
         policy, names = self.policy, ("targets", "mask", "temperature")
-        tokens = {name: arguments[name] for name in ("advantages", "old_logprobs", "ref_logprobs")}
-        advantages, old, ref = (None if x is None else x.flatten() for x in tokens.values())
+        advantages, old, ref = (arguments[name] for name in ("advantages", "old_logprobs", "ref_logprobs"))
         clip = {name: arguments[name] for name in ("clip_low", "clip_high")}
-        vectors = LossVectors(advantages, old, None if chosen is None else chosen.flatten())
+        vectors = LossVectors(advantages.flatten(), _flat(old), _flat(chosen))
         loss_fn = baseline_loss(
-            self.config.chosen_algorithm, vectors, ref, entropy_coef=arguments["entropy_coef"][0],
+            self.config.chosen_algorithm, vectors, _flat(ref), entropy_coef=arguments["entropy_coef"][0],
             kl_coef=self.config.beta, **clip,
         )  # fmt: skip
         options = {name: arguments[name] for name in names}
@@ -201,8 +200,8 @@ class PolicyUpdate:
             losses = loss_fn(logprobs.flatten()[index], entropy.flatten()[index], index)
             loss = (arguments["weights"].flatten()[index] * losses).sum()
         logprobs, entropy = logprobs.detach(), entropy.detach()
-        kl = torch.zeros_like(logprobs) if ref is None else k3(logprobs, tokens["ref_logprobs"])
-        _, clipped = baseline_losses.clip(logprobs, tokens["advantages"], tokens["old_logprobs"], **clip)
+        kl = torch.zeros_like(logprobs) if ref is None else k3(logprobs, ref)
+        _, clipped = baseline_losses.clip(logprobs, advantages, old, **clip)
         clipped = clipped & arguments["mask"]
         if "clip range" in self.config.chosen_algorithm.changes:  # an own loss that changes it has none
             clipped = torch.zeros_like(clipped)
@@ -246,3 +245,7 @@ class PolicyUpdate:
         return {
             name: sum_and_count(x) for name, x in {"loss": loss, "grad_norm": norm, "skipped_steps": skipped}.items()
         }
+
+
+def _flat(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.flatten()

@@ -10,7 +10,7 @@ from policy_split.modes import HIGH_ENTROPY_PROMPT
 
 BONUS_ESTIMATORS = ("sampled", "entropy")
 # what TRL offers that would silently be something else here
-NEEDED = {
+NEEDED: dict[str, tuple[tuple[Any, ...], str]] = {
     "scale_rewards": (("group", True), "the correctness advantage is (R - mean) / std of the group"),
     "multi_objective_aggregation": (("sum_then_normalize",), "rewards are summed, then standardised in their group"),
     "off_policy_mask_threshold": ((None,), "it reads one advantage per response, and here each token has its own"),
@@ -67,8 +67,8 @@ class PolicySplitGRPOConfig(GRPOConfig):
             raise ValueError(f"num_generations={self.num_generations} must be even: half of them for each mode")
         if not self.high_entropy_prompt or self.high_entropy_prompt == (self.normal_prompt or ""):
             raise ValueError("high_entropy_prompt must be a text of its own: it is all that tells the modes apart")
-        for name, (allowed, reason) in NEEDED.items():
-            if getattr(self, name) not in allowed:
+        for name, (values, reason) in NEEDED.items():
+            if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not for Policy Split: {reason}")
         if self.loss_type == "vespo":
             raise ValueError("loss_type='vespo' is not for Policy Split: it reads one advantage per response")

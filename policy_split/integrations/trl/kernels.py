@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from policy_split.extras import check_extra
 from policy_split.models.lm_head import inner_model, patch_lm_head
 from policy_split_kernels.linear import linear_logprobs_and_entropy
+from policy_split_kernels.logprobs import LogprobsAndEntropy
 
 
 def use_fused_kernels(trainer: Any, *, chunk_bytes: int | None = None) -> Any:
@@ -45,16 +46,18 @@ def _put_in_front(model: nn.Module, temperature: float, in_float32: bool, chunk_
     """Let the model answer fused_lm_head=True itself; any other call goes on to what stood there before."""
     behind = model.forward
 
-    def head_fn(labels: Tensor | None, shift_labels: Tensor | None, hidden: Tensor, weight: Tensor, **of_head: Any):
+    def head_fn(
+        labels: Any, shift_labels: Tensor | None, hidden: Tensor, weight: Tensor, **of_head: Any
+    ) -> tuple[LogprobsAndEntropy, Tensor]:
         if shift_labels is None:
             hidden, targets = hidden[:, :-1], labels[:, 1:]
         else:
             targets = shift_labels
-        device, options = hidden.device.type, {"temperature": temperature, "chunk_bytes": chunk_bytes}
+        device, options = hidden.device.type, of_head | {"temperature": temperature, "chunk_bytes": chunk_bytes}
         with torch.autocast(device, enabled=False) if in_float32 else nullcontext():
             hidden = hidden.to(weight.dtype) if in_float32 else hidden
             targets = targets.to(hidden.device)
-            return linear_logprobs_and_entropy(hidden, weight, targets, **options, **of_head), targets != -100
+            return linear_logprobs_and_entropy(hidden, weight, targets, **options), targets != -100
 
     # generate checks its arguments by the signature
     @functools.wraps(type(model).forward)

@@ -57,14 +57,14 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
             use_fused_kernels(self)
         self._row_modes: list[int] = []  # of the responses of this process
         self._twin_ids: list[list[int]] = []  # token ids of the same questions in the other mode
-        self._rewards: Tensor | None = None  # (all processes' responses,)
-        self._logprobs: Tensor | None = None  # of the last rows that were scored
+        self._rewards = torch.empty(0)  # (all processes' responses,)
+        self._logprobs = torch.empty(0)  # of the last rows that were scored
         self._clip_sums: Sums = {}  # since the last line of the log
 
     def _num_generations(self) -> int:
-        return self.num_generations if self.model.training else self.num_generations_eval
+        return int(self.num_generations if self.model.training else self.num_generations_eval)
 
-    def _generate(self, prompts: list) -> Any:
+    def _generate(self, prompts: list[Any]) -> Any:
         total, per_mode = len(prompts), self._num_generations() // 2
         if self._num_generations() % 2:
             self._row_modes = [NORMAL] * total
@@ -79,7 +79,7 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
 
     def _asked(self, prompts: Sequence[Any], modes: Sequence[int]) -> list[Any]:
         """The prompts behind the system prompts of these modes."""
-        asked = []
+        asked: list[Any] = []
         for prompt, mode in zip(prompts, modes, strict=True):
             system = self.args.system_prompts[mode]
             if isinstance(prompt, str):
@@ -98,7 +98,7 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         return super()._generate_single_turn(prompt_ids, images, multimodal_fields, halved, *args, **kwargs)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        graded = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        graded: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if bool(graded.isnan().all(1).any()):
             row = int(graded.isnan().all(1).nonzero()[0])
             raise ValueError(f"response {row} has no reward: every reward function returned None for it")
@@ -162,7 +162,7 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         return scores
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        loss = super()._compute_loss(model, inputs)
+        loss: Tensor = super()._compute_loss(model, inputs)
         if "modes" in inputs:
             self._clip_sums = add_sums(self._clip_sums, self._clipped_of_modes(inputs, self._logprobs))
         return loss
@@ -248,12 +248,13 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
 
     def _log_split(self, logprobs: Tensor, entropy: Tensor, mask: Tensor, bonus: BonusStatistics) -> None:
         """Entropies, both KLs between the modes (k3 estimates over own responses), and what the clamp took away."""
-        logprobs, entropy, mask = (x.chunk(4) for x in (logprobs, entropy, mask))
-        sums = {}
+        logprobs_of, entropy_of, mask_of = (x.chunk(4) for x in (logprobs, entropy, mask))
+        sums: Sums = {}
         for mode, name in ((HIGH_ENTROPY, "kl_high_normal"), (NORMAL, "kl_normal_high")):
-            kl = k3(logprobs[mode], logprobs[3 - mode])  # block 3 - k: the same responses under the other prompt
-            sums[f"policy_split/{name}"] = sum_and_count(kl[mask[mode]])
-            sums[f"{MODE_NAMES[mode]}/entropy"] = sum_and_count(entropy[mode][mask[mode]])
+            # block 3 - k: the same responses under the other prompt
+            kl = k3(logprobs_of[mode], logprobs_of[3 - mode])
+            sums[f"policy_split/{name}"] = sum_and_count(kl[mask_of[mode]])
+            sums[f"{MODE_NAMES[mode]}/entropy"] = sum_and_count(entropy_of[mode][mask_of[mode]])
         clamped, dead = bonus
         sums |= {"policy_split/bonus_clamped_frac": sum_and_count(clamped[None])}
         sums |= {"policy_split/bonus_dead_frac": sum_and_count(dead[None])}

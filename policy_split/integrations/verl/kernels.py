@@ -19,7 +19,10 @@ def fused_linear(
     temperature: float | Tensor = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """(log-probs, entropies) (...), nats, both differentiable, in place of `FusedLinearForPPO.forward`."""
-    return tuple(linear_logprobs_and_entropy(hidden_states, vocab_weights, input_ids.long(), temperature=temperature))
+    logprobs, entropy = linear_logprobs_and_entropy(
+        hidden_states, vocab_weights, input_ids.long(), temperature=temperature
+    )
+    return logprobs, entropy
 
 
 def use_fused_kernels() -> None:

@@ -112,13 +112,15 @@ def correctness_advantage(
     token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(advantages, returns) (B, T) of GRPO; the bonus needs old log-probs, which an estimator is not given."""
-    return core_algos.compute_grpo_outcome_advantage(token_level_rewards, response_mask, index)
+    advantages, returns = core_algos.compute_grpo_outcome_advantage(token_level_rewards, response_mask, index)
+    return advantages, returns
 
 
 @core_algos.register_policy_loss(NAME)
 def policy_loss(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, dict[str, Any]]:
     """The clipped objective of token-level advantages: verl's own, with its dual clip (clip_ratio_c)."""
-    return core_algos.compute_policy_loss_vanilla(*args, **kwargs)
+    loss, metrics = core_algos.compute_policy_loss_vanilla(*args, **kwargs)
+    return loss, metrics
 
 
 def mode_metrics(
@@ -142,15 +144,15 @@ def mode_metrics(
     counts = {"num_prompts": len(own) // num_sessions, "num_generations": n}
     clamped, dead = bonus_statistics(rewards, logprobs, mask, **counts, **options)
     sums = {"bonus_clamped_frac": sum_and_count(clamped[None]), "bonus_dead_frac": sum_and_count(dead[None])}
-    rewards, logprobs, mask, entropy = (x.chunk(4) for x in (rewards, logprobs, mask, entropy))
+    graded, scored, valid, entropies = (x.chunk(4) for x in (rewards, logprobs, mask, entropy))
     for mode, name in ((NORMAL, "kl_normal_high"), (HIGH_ENTROPY, "kl_high_normal")):
-        sums[name] = sum_and_count(k3(logprobs[mode], logprobs[3 - mode])[mask[mode]])  # block 3 - k: the twins
+        sums[name] = sum_and_count(k3(scored[mode], scored[3 - mode])[valid[mode]])  # block 3 - k: the twins
     sums = {f"{NAME}/{name}": value for name, value in sums.items()}
     for mode in MODES:
         of_mode = {
-            "reward": rewards[mode],
-            "entropy": entropy[mode][mask[mode]],
-            "completions/mean_length": mask[mode].sum(1),
+            "reward": graded[mode],
+            "entropy": entropies[mode][valid[mode]],
+            "completions/mean_length": valid[mode].sum(1),
         }
         sums |= {f"{MODE_NAMES[mode]}/{name}": sum_and_count(value) for name, value in of_mode.items()}
     return means(sums)
@@ -199,7 +201,7 @@ def register_trainer() -> type:
             config.actor_rollout_ref.actor.ppo_mini_batch_size *= len(MODES)
             super().__init__(config)
 
-        def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
+        def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
             batch = super()._compute_advantage(batch, metrics)
             metrics.update(advantages_of_queue(trainer_base.tq, batch, self.config, trainer_base.response_to_nested))
             return batch
