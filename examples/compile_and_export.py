@@ -6,7 +6,7 @@ python examples/compile_and_export.py
 import torch
 
 from policy_split import DualModeLoss
-from policy_split.countdown.problems import countdown_model, countdown_tokenizer
+from policy_split.countdown.model import countdown_model, countdown_tokenizer
 
 tokenizer = countdown_tokenizer()
 model = countdown_model(tokenizer, seed=0)

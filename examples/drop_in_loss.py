@@ -6,7 +6,7 @@ python examples/drop_in_loss.py
 import torch
 
 from policy_split import dual_mode_advantages, dual_mode_loss, logprobs_and_entropy
-from policy_split.countdown.problems import countdown_model, countdown_tokenizer
+from policy_split.countdown.model import countdown_model, countdown_tokenizer
 
 P, N, LENGTH = 2, 4, 6  # questions, responses of each mode, tokens
 tokenizer = countdown_tokenizer()

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy_split import mode_divergence
-from policy_split.countdown.problems import countdown_model, countdown_tokenizer
+from policy_split.countdown.model import countdown_model, countdown_tokenizer
 from policy_split.modes import encode_prompt
 
 if len(sys.argv) > 1:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 
 from policy_split import PolicySplitConfig, PolicySplitTrainer
-from policy_split.countdown.problems import countdown_model, countdown_tokenizer
+from policy_split.countdown.model import countdown_model, countdown_tokenizer
 
 
 def within_limit(completions: list[str], longest: list[int], **columns) -> list[float]:

@@ -6,7 +6,7 @@ python examples/own_token_loss.py
 import torch
 
 from policy_split import linear_token_loss, patch_lm_head
-from policy_split.countdown.problems import countdown_model, countdown_tokenizer
+from policy_split.countdown.model import countdown_model, countdown_tokenizer
 
 tokenizer = countdown_tokenizer()
 model = patch_lm_head(countdown_model(tokenizer, seed=0))  # its forward now takes head_fn

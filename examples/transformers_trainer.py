@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from policy_split import DualModeLoss
-from policy_split.countdown.problems import countdown_model, countdown_tokenizer
+from policy_split.countdown.model import countdown_model, countdown_tokenizer
 
 LENGTH = 6  # tokens of a response
 tokenizer = countdown_tokenizer()

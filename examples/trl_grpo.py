@@ -8,7 +8,8 @@ import tempfile
 
 from datasets import Dataset
 
-from policy_split.countdown.problems import Countdown, countdown_model, countdown_tokenizer
+from policy_split.countdown.model import countdown_model, countdown_tokenizer
+from policy_split.countdown.problems import Countdown
 from policy_split.integrations.trl.trainer import PolicySplitGRPOConfig, PolicySplitGRPOTrainer
 
 

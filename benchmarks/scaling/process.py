@@ -19,7 +19,7 @@ from accelerate.state import DistributedType, PartialState
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from policy_split.config import PolicySplitConfig
-from policy_split.countdown.problems import countdown_tokenizer
+from policy_split.countdown.model import countdown_tokenizer
 from policy_split.training.trainer import PolicySplitTrainer
 
 from .cost_model import Model

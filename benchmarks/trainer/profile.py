@@ -24,8 +24,9 @@ import torch
 import transformers
 
 from policy_split.config import PolicySplitConfig
+from policy_split.countdown.grading import countdown_reward
 from policy_split.countdown.job import warm_start_countdown
-from policy_split.countdown.problems import countdown_reward, warm_start_examples
+from policy_split.countdown.problems import warm_start_examples
 from policy_split.countdown.sizes import SIZES
 from policy_split.rollouts import rollout as rollouts
 from policy_split.run_folder.runlog import RunLog

@@ -11,7 +11,8 @@ import yaml
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from policy_split.config import PolicySplitConfig
-from policy_split.countdown.problems import HIGH_ENTROPY_PROMPT, canonical, countdown_reward, countdown_tokenizer
+from policy_split.countdown.grading import canonical, countdown_reward
+from policy_split.countdown.model import HIGH_ENTROPY_PROMPT, countdown_tokenizer
 from policy_split.countdown.sizes import SIZES, load_size
 from policy_split.data.datasets import DATASET_HELP, load_prompts
 from policy_split.data.reasoning_gym import own_reward

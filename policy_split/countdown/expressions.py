@@ -11,6 +11,7 @@ token tells which of the two grammars a text is in.
 from fractions import Fraction
 from typing import NamedTuple
 
+Number = int | Fraction  # an integer where it is one: most steps need no fractions
 DIGITS = frozenset("0123456789")
 SPACES = frozenset(" \t\r\n")
 PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
@@ -114,7 +115,7 @@ def _infix_to_postfix(tokens: list[str], limits: Limits) -> list[str] | None:
 
 def _run(postfix: list[str], limits: Limits) -> Evaluation | None:
     """The stack machine; None if operands are missing or left over, at a division by zero, or beyond a bound."""
-    stack: list[int | Fraction] = []  # integers where the value is one: most steps need no fractions
+    stack: list[Number] = []
     numbers: list[int] = []
     for token in postfix:
         if token in PRECEDENCE:
@@ -135,7 +136,7 @@ def _run(postfix: list[str], limits: Limits) -> Evaluation | None:
     return Evaluation(Fraction(stack[0]), tuple(numbers), tuple(postfix)) if len(stack) == 1 else None
 
 
-def apply(operator: str, left: int | Fraction, right: int | Fraction) -> int | Fraction | None:
+def apply(operator: str, left: Number, right: Number) -> Number | None:
     """`left operator right` exactly, or None at a division by zero; `operator` is one of + - * /.
 
     An integer where both are and nothing is left over.

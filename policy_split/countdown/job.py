@@ -17,7 +17,8 @@ from policy_split.storage.whole_folder import replace_text
 from policy_split.training.trainer import PolicySplitTrainer
 from policy_split.training.warm_start import Example, warm_start
 
-from .problems import canonical, countdown_reward, warm_start_examples
+from .grading import canonical, countdown_reward
+from .problems import warm_start_examples
 from .sizes import SIZES, CountdownSize, load_size, save_size
 
 BEFORE = "before.json"  # the evaluation after the warm start, for a run that is resumed

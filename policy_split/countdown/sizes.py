@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from policy_split.storage.whole_folder import replace_text
 
-from .problems import HIGH_ENTROPY_PROMPT, Countdown, countdown_model, countdown_tokenizer
+from .model import HIGH_ENTROPY_PROMPT, countdown_model, countdown_tokenizer
+from .problems import Countdown
 
 FILE = "countdown.json"
 

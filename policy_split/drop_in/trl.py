@@ -56,8 +56,9 @@ def selective_log_softmax(
     """
     as_rows(logits)
     if not isinstance(index, Tensor) or index.dim() != logits.dim():
-        options = {"temperature": temperature, "mask": row_mask, "mask_name": "row_mask"}
-        return named_statistics(logits, index, name="index", **options)[0]
+        return named_statistics(
+            logits, index, name="index", temperature=temperature, mask=row_mask, mask_name="row_mask"
+        )[0]
     valid = _several_tokens(logits, index, row_mask)
     return _several_logprobs(logits, index.long(), valid, temperature)
 

@@ -119,7 +119,8 @@ def _share_of_patterns(differences: Tensor, flips: float, seed: int) -> Tensor:
     threshold = (differences.sum(0).abs() - TIE * differences.abs().sum(0)).numpy()
 
     def reaches(values: np.ndarray, axis: int) -> np.ndarray:  # (..., M, P) -> (..., M)
-        return (np.abs(values.sum(axis)) >= threshold).astype(float)
+        reached: np.ndarray = np.abs(values.sum(axis)) >= threshold
+        return reached.astype(float)
 
     tested = stats.permutation_test(
         (differences.T.numpy(),),

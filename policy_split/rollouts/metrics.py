@@ -29,10 +29,8 @@ def rollout_sums(rollout: Rollout) -> Sums:
     logprobs, entropies, divergence = rollout.scores
     tables = {"mask": rollout.mask, "rewards": rollout.rewards, "logprobs": logprobs, "entropy": entropies}
     blocks = {name: table.chunk(len(rollout.blocks)) for name, table in tables.items()}
-    weights = (
-        rollout.mask.new_ones((len(rollout.mode), 1)) if rollout.score_weight is None else rollout.score_weight[:, None]
-    )
-    weights = weights.to(entropies.dtype).chunk(len(rollout.blocks))
+    each = rollout.mask.new_ones(len(rollout.mode)) if rollout.score_weight is None else rollout.score_weight
+    weights = each[:, None].to(entropies.dtype).chunk(len(rollout.blocks))
     sums: Sums = {}
     for mode in MODES:
         halves = rollout.halves(mode)
@@ -66,9 +64,9 @@ def bonus_sums(rollout: Rollout, bonus: Tensor, free: Tensor, *, shared: bool) -
     """`bonus_statistics` of advantages, as sums over tokens and groups; free: the bonus without its clamp."""
     rewards = rollout.rewards.view(2, 2, rollout.num_prompts, rollout.num_generations)
     weight = 1.0 if rollout.score_weight is None else rollout.score_weight[:, None].double()
-    clamped = tuple((weight * x).sum(dtype=torch.float64) for x in (bonus != free, free != 0))
+    clamped, could_be = ((weight * x).sum(dtype=torch.float64) for x in (bonus != free, free != 0))
     dead = sum_and_count(equal_rewards(rewards if shared else rewards[:1]))
-    return {"policy_split/bonus_clamped_frac": clamped, "policy_split/bonus_dead_frac": dead}
+    return {"policy_split/bonus_clamped_frac": (clamped, could_be), "policy_split/bonus_dead_frac": dead}
 
 
 def k3(own: Tensor, other: Tensor) -> Tensor:

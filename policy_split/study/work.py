@@ -19,8 +19,9 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from policy_split.config import PolicySplitConfig
+from policy_split.countdown.grading import canonical, countdown_reward
 from policy_split.countdown.job import warm_start_countdown
-from policy_split.countdown.problems import canonical, countdown_reward, warm_start_examples
+from policy_split.countdown.problems import warm_start_examples
 from policy_split.countdown.sizes import CountdownSize, save_size, size_of_dict
 from policy_split.evaluation.evaluate import evaluate_in_detail
 from policy_split.models.policy import placed

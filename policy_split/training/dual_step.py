@@ -20,6 +20,7 @@ class DualTokens:
 
     def __init__(self, rollout: Rollout, config: PolicySplitConfig):
         self.rollout, self.config = rollout, config
+        self.advantages: torch.Tensor
         self.advantages, self.bonus, self.free = torch.zeros((3, *rollout.mask.shape), device=rollout.mask.device)
 
     def live(self) -> list[int]:
@@ -38,14 +39,13 @@ class DualTokens:
             return
         rollout, config, rows = self.rollout, self.config, rows_of_questions(self.rollout, questions)
 
-        def of_rows(table: torch.Tensor | None) -> torch.Tensor | None:
-            return None if table is None else table[rows]
-
         options = dict(config.bonus_options)
         options |= {"num_prompts": len(questions), "num_generations": rollout.num_generations}
-        options["surprise"] = None if config.bonus_estimator == "sampled" else of_rows(rollout.entropy)
-        options["divergence"] = of_rows(rollout.divergence) if config.bonus_estimator == "exact" else None
-        arguments = (rollout.rewards[rows], of_rows(rollout.logprobs), rollout.train_mask[rows])
+        logprobs, entropy, divergence = rollout.scores
+        options["surprise"] = None if config.bonus_estimator == "sampled" else entropy[rows]
+        if config.bonus_estimator == "exact" and divergence is not None:
+            options["divergence"] = divergence[rows]
+        arguments = (rollout.rewards[rows], logprobs[rows], rollout.train_mask[rows])
         advantages, bonus = dual_mode_advantages(*arguments, **options)
         _, free = dual_mode_advantages(*arguments, **options | {"kappa": None})
         for name, values in (("advantages", advantages), ("bonus", bonus), ("free", free)):

@@ -264,8 +264,8 @@ class PolicySplitTrainer:
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self.schedule.step()
         self.progress.step += 1
-        tokens = rollout.mask.sum() * 2 / len(rollout.blocks)  # a response that is shared stands in two rows
-        self.progress.num_tokens += int(self.accelerator.reduce(tokens, reduction="sum"))
+        generated = rollout.mask.sum() * 2 / len(rollout.blocks)  # a response that is shared stands in two rows
+        self.progress.num_tokens += int(self.accelerator.reduce(generated, reduction="sum"))
         metrics: dict[str, float] = {"step": self.progress.step}
         metrics["epoch"] = self.progress.step * config.prompts_per_step / len(self.train_dataset)
         metrics |= means(sums, self.accelerator)

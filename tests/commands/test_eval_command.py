@@ -8,7 +8,8 @@ import tiny
 import yaml
 
 from policy_split.commands import evaluate as eval_command
-from policy_split.countdown.problems import canonical, countdown_model, countdown_tokenizer, is_correct
+from policy_split.countdown.grading import canonical, is_correct
+from policy_split.countdown.model import countdown_model, countdown_tokenizer
 from policy_split.countdown.sizes import SIZES
 from policy_split.evaluation.comparison import compare
 

@@ -8,21 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy_split.countdown.expressions import evaluate
-from policy_split.countdown.problems import (
-    HIGH_ENTROPY_PROMPT,
-    SPLITS,
-    Countdown,
-    Problem,
-    answer_counts,
-    canonical,
-    countdown_model,
-    countdown_reward,
-    countdown_tokenizer,
-    is_correct,
-    solutions,
-    solved_examples,
-    warm_start_examples,
-)
+from policy_split.countdown.grading import canonical, countdown_reward, is_correct
+from policy_split.countdown.model import HIGH_ENTROPY_PROMPT, countdown_model, countdown_tokenizer
+from policy_split.countdown.problems import SPLITS, Countdown, Problem, solved_examples, warm_start_examples
+from policy_split.countdown.solutions import answer_counts, solutions
 
 
 def key(problem):

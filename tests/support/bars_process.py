@@ -10,7 +10,8 @@ from pathlib import Path
 import tiny
 import torch
 
-from policy_split.countdown.problems import Countdown, countdown_model, countdown_tokenizer, warm_start_examples
+from policy_split.countdown.model import countdown_model, countdown_tokenizer
+from policy_split.countdown.problems import Countdown, warm_start_examples
 from policy_split.training.trainer import PolicySplitTrainer
 from policy_split.training.warm_start import warm_start
 

@@ -119,7 +119,8 @@ class Unread(torch.Tensor):
 
 def test_a_hidden_bar_reads_no_loss(monkeypatch):
     import policy_split.training.warm_start as module
-    from policy_split.countdown.problems import Countdown, countdown_model, countdown_tokenizer, warm_start_examples
+    from policy_split.countdown.model import countdown_model, countdown_tokenizer
+    from policy_split.countdown.problems import Countdown, warm_start_examples
 
     tokenizer = countdown_tokenizer()
     examples = warm_start_examples(Countdown(2, 6, 12), 4, seed=0)

@@ -3,13 +3,8 @@
 import pytest
 import torch
 
-from policy_split.countdown.problems import (
-    HIGH_ENTROPY_PROMPT,
-    Countdown,
-    countdown_model,
-    countdown_tokenizer,
-    warm_start_examples,
-)
+from policy_split.countdown.model import HIGH_ENTROPY_PROMPT, countdown_model, countdown_tokenizer
+from policy_split.countdown.problems import Countdown, warm_start_examples
 from policy_split.training.warm_start import answer_logits, divergence_between_modes, encode_answer, warm_start
 
 TOKENIZER = countdown_tokenizer()
