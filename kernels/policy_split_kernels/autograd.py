@@ -6,6 +6,9 @@ float16, whose range would lose a small gradient before a loss scale reaches it,
 form, which has given the logits away, raises on a second backward.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,14 +17,15 @@ from . import ops
 GRADIENT_IN_BACKWARD = (torch.float16,)
 
 
-def loss_rows(logits: Tensor, *arguments, inplace_gradient: bool = False) -> tuple[Tensor, ...]:
+def loss_rows(logits: Tensor, *arguments: Any, inplace_gradient: bool = False) -> tuple[Tensor, ...]:
     """The nine vectors of `reference.LossRows`; losses are differentiable in logits, the rest is detached."""
     if torch.is_grad_enabled() and logits.requires_grad:
-        return _Loss.apply(logits, inplace_gradient, *arguments)
-    return ops.dual_mode_loss(logits, *arguments)
+        return _loss(logits, inplace_gradient, *arguments)
+    rows: tuple[Tensor, ...] = ops.dual_mode_loss(logits, *arguments)
+    return rows
 
 
-def _save_statistics(ctx, inputs, output):
+def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, targets, inverse_temperature, mask, ctx.softcap, keep_mask = inputs
     _, entropy, row_max, log_sum = output
     ctx.set_materialize_grads(False)
@@ -29,7 +33,7 @@ def _save_statistics(ctx, inputs, output):
     ctx.save_for_backward(logits, targets, inverse_temperature, mask, keep_mask, row_max, log_sum, entropy)
 
 
-def _statistics_backward(ctx, grad_logprobs, grad_entropy, *_):
+def _statistics_backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None, *_: Any) -> Any:
     nothing = (None,) * 5
     if grad_logprobs is None and grad_entropy is None:
         return None, *nothing
@@ -41,19 +45,19 @@ def _statistics_backward(ctx, grad_logprobs, grad_entropy, *_):
 ops.logprobs_entropy.register_autograd(_statistics_backward, setup_context=_save_statistics)
 
 
-def _save_divergence(ctx, inputs, output):
+def _save_divergence(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[4:])
     ctx.save_for_backward(*inputs, *output)
 
 
-def _divergence_backward(ctx, *upstream):
+def _divergence_backward(ctx: Any, *upstream: Tensor | None) -> Any:
     wants = ctx.needs_input_grad[:2]
     if all(g is None for g in upstream[:4]):
         return None, None, None, None
     saved = ctx.saved_tensors
-    upstream = (torch.zeros_like(saved[4]) if g is None else g.contiguous() for g in upstream[:4])
-    grads = ops.divergence_gradient(*saved, *upstream, *wants)
+    vectors = (torch.zeros_like(saved[4]) if g is None else g.contiguous() for g in upstream[:4])
+    grads = ops.divergence_gradient(*saved, *vectors, *wants)
     return *(grad if wanted else None for grad, wanted in zip(grads, wants, strict=True)), None, None
 
 
@@ -64,7 +68,7 @@ class _Loss(torch.autograd.Function):
     """Not a formula of the op, which would have to give away as an output what backward then changes."""
 
     @staticmethod
-    def forward(ctx, logits, inplace, *arguments):
+    def forward(ctx: Any, logits: Tensor, inplace: bool, *arguments: Any) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.inplace, ctx.spent, ctx.formed = inplace, False, None
         data = logits.detach()
@@ -82,7 +86,7 @@ class _Loss(torch.autograd.Function):
         return tuple(rows)
 
     @staticmethod
-    def backward(ctx, grad_losses, *_):
+    def backward(ctx: Any, grad_losses: Tensor | None, *_: Any) -> Any:
         nothing = (None,) * (len(ctx.needs_input_grad) - 1)
         if grad_losses is None:
             return None, *nothing
@@ -105,3 +109,6 @@ class _Loss(torch.autograd.Function):
         data = logits.detach()
         ops.logprobs_entropy_gradient_(data, *arguments)
         return data, *nothing
+
+
+_loss: Callable[..., tuple[Tensor, ...]] = _Loss.apply

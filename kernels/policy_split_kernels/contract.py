@@ -92,7 +92,8 @@ class TargetOutsideVocabulary(IndexError):
 
     def at(self, shape: Sequence[int], name: str = "targets") -> "TargetOutsideVocabulary":
         """The same of a tensor of this shape, of which the targets are the flattened numbers."""
-        index, rest = [], self.row
+        index: list[str] = []
+        rest = self.row
         for size in reversed(shape):
             rest, place = divmod(rest, size)
             index.insert(0, str(place))

@@ -1,12 +1,19 @@
 """Sharded weights of an LM head: DTensors as FSDP2 and tensor parallelism make them, to plain tensors."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
+
 
 def plain_tensors(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, process_group: object | None
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, process_group: "dist.ProcessGroup | None"
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """hidden, weight and bias without DTensors, differentiable.
 
@@ -22,12 +29,14 @@ def plain_tensors(
                 f"tensor (hidden.to_local()), or a replicated one"
             )
         hidden = hidden.to_local()
-    if process_group is None:
-        return hidden, *(_gathered(name, x) for name, x in (("weight", weight), ("bias", bias)))
-    return hidden, *(_own_rows(name, x, process_group) for name, x in (("weight", weight), ("bias", bias)))
+
+    def plain(name: str, x: Tensor) -> Tensor:
+        return _gathered(name, x) if process_group is None else _own_rows(name, x, process_group)
+
+    return hidden, plain("weight", weight), None if bias is None else plain("bias", bias)
 
 
-def _is_dtensor(x: Tensor | None) -> bool:
+def _is_dtensor(x: Tensor | None) -> "TypeIs[DTensor]":
     if not dist.is_available() or type(x) in (Tensor, torch.nn.Parameter):
         return False
     from torch.distributed.tensor import DTensor
@@ -35,7 +44,7 @@ def _is_dtensor(x: Tensor | None) -> bool:
     return isinstance(x, DTensor)
 
 
-def _gathered(name: str, x: Tensor | None) -> Tensor | None:
+def _gathered(name: str, x: Tensor) -> Tensor:
     """The whole of x; in backward each rank's gradient is its share of a mean, and is sent to where the rows lie."""
     if not _is_dtensor(x):
         return x
@@ -45,10 +54,10 @@ def _gathered(name: str, x: Tensor | None) -> Tensor | None:
         raise ValueError(f"{name} is a DTensor with placements {x.placements}; a partial sum is no weight")
     mesh = x.device_mesh
     whole = x.redistribute(placements=[Replicate()] * mesh.ndim)
-    return _Share.apply(whole.to_local(grad_placements=[Partial()] * mesh.ndim), mesh.size())
+    return _share(whole.to_local(grad_placements=[Partial()] * mesh.ndim), mesh.size())
 
 
-def _own_rows(name: str, x: Tensor | None, process_group: object) -> Tensor | None:
+def _own_rows(name: str, x: Tensor, process_group: "dist.ProcessGroup") -> Tensor:
     if not _is_dtensor(x):
         return x
     ranks = dist.get_process_group_ranks(process_group)
@@ -66,10 +75,13 @@ def _own_rows(name: str, x: Tensor | None, process_group: object) -> Tensor | No
 
 class _Share(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, ranks):
+    def forward(ctx: Any, x: Tensor, ranks: int) -> Tensor:
         ctx.ranks = ranks
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad / ctx.ranks, None
+
+
+_share: Callable[[Tensor, int], Tensor] = _Share.apply

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .lm_head.arguments import linear_call
@@ -37,7 +38,7 @@ def linear_logprobs_and_entropy(
     logit_scale: float = 1.0,
     logits_dtype: torch.dtype | None = None,
     chunk_bytes: int | None = None,
-    process_group: object | None = None,
+    process_group: "dist.ProcessGroup | None" = None,
 ) -> LogprobsAndEntropy:
     """Log-probability of each target and entropy of each distribution of an LM head, in nats, differentiable.
 
@@ -68,11 +69,11 @@ def linear_logprobs_and_entropy(
     Raises TypeError, ValueError or IndexError that name the offending argument, shape or value; RuntimeError for
     create_graph=True.
     """
-    *call, like = linear_call(
+    call = linear_call(
         hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
         process_group,
     )  # fmt: skip
-    return LogprobsAndEntropy(*(x.view(like.shape[:-1]) for x in linear_statistics(*call)))
+    return LogprobsAndEntropy(*(x.view(call.like.shape[:-1]) for x in linear_statistics(*call[:4])))
 
 
 @outside_graphs
@@ -91,7 +92,7 @@ def linear_token_loss(
     logit_scale: float = 1.0,
     logits_dtype: torch.dtype | None = None,
     chunk_bytes: int | None = None,
-    process_group: object | None = None,
+    process_group: "dist.ProcessGroup | None" = None,
 ) -> TokenLossOutput:
     """Any loss of each token's log-prob and entropy, from hidden states, at three GEMMs.
 
@@ -114,12 +115,12 @@ def linear_token_loss(
         raise TypeError(
             f"loss_fn must be a function (logprobs, entropy, index) -> losses, got {type(loss_fn).__name__}"
         )
-    *call, like = linear_call(
+    call = linear_call(
         hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
         process_group,
     )  # fmt: skip
-    row_weights = float_vector("weights", weights, like)
+    like, row_weights = call.like, float_vector("weights", weights, call.like)
     if row_weights is None:
         row_weights = mean_weights(target_vector(targets, like), mask_vector(mask, like), like)
-    loss, rows = linear_loss(*call, TokenRows(loss_fn, row_weights))
+    loss, rows = linear_loss(*call[:4], TokenRows(loss_fn, row_weights))
     return TokenLossOutput(loss, *(x.view(like.shape[:-1]) for x in (rows.losses, rows.logprobs, rows.entropy)))

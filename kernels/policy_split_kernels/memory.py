@@ -59,8 +59,8 @@ def _take(nbytes: int, most: float) -> mmap.mmap:
         nearest = min(fitting or _kept, key=lambda block: abs(len(block) - nbytes), default=None)
         if nearest is not None:
             _kept.remove(nearest)  # one that does not fit is let go: the new block takes its place
-        if fitting:
-            return nearest
+            if fitting:
+                return nearest
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return mmap.mmap(-1, nbytes)
     block = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has no huge pages

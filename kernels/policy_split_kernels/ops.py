@@ -4,6 +4,9 @@ Arguments are those of `reference`, in its order: logits (B, T, V), per-row vect
 underscore writes over its first argument. `autograd` holds the formulas.
 """
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 from torch.library import custom_op
@@ -11,6 +14,9 @@ from torch.library import custom_op
 from .backends import cells
 from .contract import statistics_dtype
 from .memory import empty_like_dense
+
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef
 
 _STATISTICS = "Tensor targets, Tensor inverse_temperature, Tensor? mask, float? softcap, Tensor? keep_mask"
 _GRADIENT = "Tensor row_max, Tensor log_sum, Tensor entropy, Tensor grad_logprobs, Tensor grad_entropy"
@@ -33,7 +39,7 @@ def _schema(*arguments: str, returns: int) -> str:
     return f"({', '.join(arguments)}) -> {outputs}"
 
 
-def _op(name: str, *arguments: str, returns: int):
+def _op(name: str, *arguments: str, returns: int) -> "Callable[[Callable[..., Any]], CustomOpDef]":
     written = (arguments[0].split()[-1],) if "!" in arguments[0] else ()
     schema = _schema(*arguments, returns=returns)
     return custom_op(f"policy_split::{name}", mutates_args=written, schema=schema)
@@ -44,54 +50,54 @@ def _dense_like(logits: Tensor) -> Tensor:
 
 
 @_op("logprobs_entropy", _LOGITS, _STATISTICS, returns=4)
-def logprobs_entropy(logits, *arguments):
+def logprobs_entropy(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(cells(logits.device).logprobs_entropy(logits, *arguments))
 
 
 @_op("logprobs_entropy_gradient", _LOGITS, _STATISTICS, _GRADIENT, returns=1)
-def logprobs_entropy_gradient(logits, *arguments):
+def logprobs_entropy_gradient(logits: Tensor, *arguments: Any) -> Tensor:
     grad_logits = empty_like_dense(logits)
     cells(logits.device).logprobs_entropy_gradient(logits, *arguments, grad_logits)
     return grad_logits
 
 
 @_op("logprobs_entropy_gradient_", _LOGITS_WRITTEN, _STATISTICS, _GRADIENT, returns=0)
-def logprobs_entropy_gradient_(logits, *arguments):
+def logprobs_entropy_gradient_(logits: Tensor, *arguments: Any) -> None:
     cells(logits.device).logprobs_entropy_gradient(logits, *arguments, logits)
 
 
 @_op("dual_mode_loss", _LOGITS, _STATISTICS, _LOSS, returns=9)
-def dual_mode_loss(logits, *arguments):
+def dual_mode_loss(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(cells(logits.device).dual_mode_loss(logits, *arguments, None))
 
 
 @_op("dual_mode_loss_with_gradient", _LOGITS, _STATISTICS, _LOSS, returns=10)
-def dual_mode_loss_with_gradient(logits, *arguments):
+def dual_mode_loss_with_gradient(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     grad_logits = empty_like_dense(logits)
     return (*cells(logits.device).dual_mode_loss(logits, *arguments, grad_logits), grad_logits)
 
 
 @_op("dual_mode_loss_with_gradient_", _LOGITS_WRITTEN, _STATISTICS, _LOSS, returns=9)
-def dual_mode_loss_with_gradient_(logits, *arguments):
+def dual_mode_loss_with_gradient_(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(cells(logits.device).dual_mode_loss(logits, *arguments, logits))
 
 
 @_op("divergence", "Tensor logits_a", _PAIR, returns=8)
-def divergence(logits_a, *arguments):
+def divergence(logits_a: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(cells(logits_a.device, "divergence").divergence(logits_a, *arguments))
 
 
 @_op("divergence_gradient", "Tensor logits_a", _PAIR, _PAIR_GRADIENT, returns=2)
-def divergence_gradient(logits_a, logits_b, *arguments):
+def divergence_gradient(logits_a: Tensor, logits_b: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """Of what is not wanted, an empty tensor."""
-    *arguments, wants_a, wants_b = arguments
+    *rows, wants_a, wants_b = arguments
     wanted = [empty_like_dense(x) if wants else None for x, wants in ((logits_a, wants_a), (logits_b, wants_b))]
-    cells(logits_a.device, "divergence").divergence_gradient(logits_a, logits_b, *arguments, *wanted)
+    cells(logits_a.device, "divergence").divergence_gradient(logits_a, logits_b, *rows, *wanted)
     return tuple(logits_a.new_empty((0,)) if x is None else x for x in wanted)
 
 
 @_op("scale_rows_", "Tensor(a!) x", "Tensor scale", returns=0)
-def scale_rows_(x, scale):
+def scale_rows_(x: Tensor, scale: Tensor) -> None:
     cells(x.device).scale_rows_(x, scale)
 
 
@@ -100,7 +106,7 @@ def _row_vectors(logits: Tensor, count: int) -> tuple[Tensor, ...]:
     return tuple(logits.new_empty((rows,), dtype=statistics_dtype(logits.dtype)) for _ in range(count))
 
 
-def _loss_rows(logits: Tensor, *_) -> tuple[Tensor, ...]:
+def _loss_rows(logits: Tensor, *_: Any) -> tuple[Tensor, ...]:
     clipped = logits.new_empty((logits.shape[0] * logits.shape[1],), dtype=torch.bool)
     return (*_row_vectors(logits, 4), clipped, *_row_vectors(logits, 4))
 

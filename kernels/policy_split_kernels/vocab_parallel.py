@@ -4,15 +4,14 @@ Each process reads its columns once; what they add up to are vectors (N,), which
 and one of sums. The gradient of a process's logits is its own: nothing is sent in backward.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import (
-    ops,
-)
+from . import ops
 from .contract import ELSEWHERE, IGNORE_INDEX, RowStatistics, check_targets, valid_rows
 from .outside_graphs import outside_graphs
 
@@ -35,10 +34,9 @@ def vocab_shard(size: int, device: torch.device, group: "dist.ProcessGroup") -> 
     One all-gather, and the host waits for it. All processes of the group raise ValueError if one of them has no column.
     """
     check_group(group)
-    sizes = torch.empty(dist.get_world_size(group), dtype=torch.int64, device=device)
-    parts = list(sizes.split(1))
+    parts = list(torch.empty(dist.get_world_size(group), dtype=torch.int64, device=device).split(1))
     dist.all_gather(parts, torch.tensor([size], dtype=torch.int64, device=device), group=group)
-    sizes = torch.cat(parts).tolist()
+    sizes: list[int] = torch.cat(parts).tolist()
     if min(sizes) < 1:
         raise ValueError(f"process_group: every rank must hold a part of the vocabulary, the sizes are {sizes}")
     return VocabShard(group, sum(sizes[: dist.get_rank(group)]), size, sum(sizes), max(sizes))
@@ -133,17 +131,32 @@ def statistics_of_rows(
 
 
 @outside_graphs  # torch.compile hangs while it traces these collectives (2.13)
-def _statistics_of_split_rows(logits, targets, inverse_temperature, valid, softcap, keep_mask, group):
+def _statistics_of_split_rows(
+    logits: Tensor,
+    targets: Tensor,
+    inverse_temperature: Tensor,
+    valid: Tensor,
+    softcap: float | None,
+    keep_mask: Tensor | None,
+    group: "dist.ProcessGroup",
+) -> RowStatistics:
     shard = vocab_shard(logits.shape[-1], logits.device, group)
     local = local_targets(targets, valid, shard)
-    return RowStatistics(
-        *_ShardedStatistics.apply(logits, local, inverse_temperature, valid, softcap, keep_mask, group)
-    )
+    return RowStatistics(*_sharded_statistics(logits, local, inverse_temperature, valid, softcap, keep_mask, group))
 
 
 class _ShardedStatistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, targets, inverse_temperature, valid, softcap, keep_mask, group):
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        inverse_temperature: Tensor,
+        valid: Tensor,
+        softcap: float | None,
+        keep_mask: Tensor | None,
+        group: "dist.ProcessGroup",
+    ) -> tuple[Tensor, ...]:
         rows = (logits.detach(), targets, inverse_temperature, None, softcap, keep_mask)
         own = RowStatistics(*ops.logprobs_entropy(*rows))
         whole = combined_statistics(own, targets, inverse_temperature, valid, group)
@@ -155,7 +168,7 @@ class _ShardedStatistics(torch.autograd.Function):
         return tuple(whole)
 
     @staticmethod
-    def backward(ctx, grad_logprobs, grad_entropy, *_):
+    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None, *_: Any) -> Any:
         nothing = (None,) * 6
         if grad_logprobs is None and grad_entropy is None:
             return None, *nothing
@@ -165,3 +178,6 @@ class _ShardedStatistics(torch.autograd.Function):
         grads = (torch.zeros_like(entropy) if g is None else g.contiguous() for g in (grad_logprobs, grad_entropy))
         rows = (logits, targets, inverse_temperature, None, ctx.softcap, keep_mask)
         return ops.logprobs_entropy_gradient(*rows, row_max, log_sum, entropy, *grads), *nothing
+
+
+_sharded_statistics: Callable[..., tuple[Tensor, ...]] = _ShardedStatistics.apply

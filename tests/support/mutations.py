@@ -97,7 +97,7 @@ TABLE = {
     ],
     "lm_head/chunks.py": [
         ("tokens_that_do_not_count", "len(places) == self._count else places", "len(places) > 0 else places", HEAD),
-        ("vectors_of_the_first_tokens", "return x[self.index] if", "return x[: len(self.places(x.device))] if", HEAD),
+        ("vectors_of_the_first_tokens", "return x[self.tokens] if", "return x[: len(self.places(x.device))] if", HEAD),
         ("keep_mask_of_the_first_tokens", "places, length = chunk.places(keep_mask.device),",
          "places, length = 0 * chunk.places(keep_mask.device),", HEAD),
     ],
@@ -106,7 +106,7 @@ TABLE = {
     ],
     "lm_head/autograd.py": [
         ("upstream_ignored", "scale_rows_(rows, scale.expand", "scale_rows_(rows, (0 * scale + 1).expand", HEAD),
-        ("upstream_ignored_again", "grads = (x * upstream for x in", "grads = (x * 1.0 for x in", HEAD),
+        ("upstream_ignored_again", "by_entropy = (x * upstream for x in", "by_entropy = (x * 1.0 for x in", HEAD),
     ],
     "lm_head/arguments.py": [
         ("temperature_without_the_scale", "(temperature, like) * logit_scale,", "(temperature, like) * 1.0,", HEAD),

@@ -10,7 +10,7 @@ from .library import matrix_of, pointer, vectors
 def divergence(logits_a: Tensor, logits_b: Tensor, inverse_temperature: Tensor, mask: Tensor | None) -> DivergenceRows:
     out = DivergenceRows(*vectors(logits_a, 8))
     pair = (matrix_of(x, None, None, inverse_temperature, mask, None, None) for x in (logits_a, logits_b))
-    library.opened().ps_divergence(*pair, library.Divergence(*map(pointer, out)))
+    library.loaded().ps_divergence(*pair, library.Divergence(*map(pointer, out)))
     return out
 
 
@@ -38,6 +38,6 @@ def divergence_gradient(
     pair = (matrix_of(x, grad, None, inverse_temperature, mask, None, None) for x, grad in sides)
     rows = DivergenceRows(kl_ab, kl_ba, entropy_a, entropy_b, max_a, log_sum_a, max_b, log_sum_b)
     upstream = (grad_kl_ab, grad_kl_ba, grad_entropy_a, grad_entropy_b)
-    library.opened().ps_divergence_gradient(
+    library.loaded().ps_divergence_gradient(
         *pair, library.Divergence(*map(pointer, rows)), library.PairUpstream(*map(pointer, upstream))
     )

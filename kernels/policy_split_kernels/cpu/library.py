@@ -72,6 +72,14 @@ def opened() -> ctypes.CDLL | None:
     return None
 
 
+def loaded() -> ctypes.CDLL:
+    """The library, to be called; RuntimeError where there is none."""
+    found = opened()
+    if found is None:
+        raise RuntimeError(why_missing())
+    return found
+
+
 def why_missing() -> str:
     return (
         f"the native library is not in {_FOLDER} (it is built at installation by a C++ compiler with OpenMP: "

@@ -18,7 +18,7 @@ def logprobs_entropy(
 ) -> RowStatistics:
     out = RowStatistics(*vectors(logits, 4))
     matrix = matrix_of(logits, None, targets, inverse_temperature, mask, softcap, keep_mask)
-    _check(library.opened().ps_logprobs_entropy(matrix, _statistics(out)), targets, logits)
+    _check(library.loaded().ps_logprobs_entropy(matrix, _statistics(out)), targets, logits)
     return out
 
 
@@ -38,7 +38,7 @@ def logprobs_entropy_gradient(
 ) -> None:
     matrix = matrix_of(logits, grad_logits, targets, inverse_temperature, mask, softcap, keep_mask)
     statistics = library.Statistics(None, pointer(entropy), pointer(row_max), pointer(log_sum))
-    row = library.opened().ps_logprobs_entropy_gradient(
+    row = library.loaded().ps_logprobs_entropy_gradient(
         matrix, statistics, pointer(grad_logprobs), pointer(grad_entropy)
     )
     _check(row, targets, logits)
@@ -76,13 +76,13 @@ def dual_mode_loss(
         pointer(out.grad_logprobs), pointer(out.grad_entropy),
     )  # fmt: skip
     matrix = matrix_of(logits, grad_logits, targets, inverse_temperature, mask, softcap, keep_mask)
-    _check(library.opened().ps_dual_mode_loss(matrix, _statistics(out), loss), targets, logits)
+    _check(library.loaded().ps_dual_mode_loss(matrix, _statistics(out), loss), targets, logits)
     return out
 
 
 def scale_rows_(x: Tensor, scale: Tensor) -> None:
     matrix = matrix_of(x, x, None, None, None, None, None)
-    library.opened().ps_scale_rows(matrix, pointer(scale))
+    library.loaded().ps_scale_rows(matrix, pointer(scale))
 
 
 def _statistics(out: RowStatistics | LossRows) -> library.Statistics:

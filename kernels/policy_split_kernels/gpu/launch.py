@@ -8,8 +8,8 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,7 +74,12 @@ INTERPRETER = Machine(warp_size=32, multiprocessors=2, cache_bytes=0, nvidia=Fal
 
 
 def tiling(
-    vocabulary: int, itemsize: int, vector: int, threads_of: dict, warp_size: int, thread_bytes: dict = THREAD_BYTES
+    vocabulary: int,
+    itemsize: int,
+    vector: int,
+    threads_of: Mapping[float, int],
+    warp_size: int,
+    thread_bytes: Mapping[int, int] = THREAD_BYTES,
 ) -> Tiling:
     threads = next(threads for largest, threads in threads_of.items() if vocabulary <= largest)
     elements = thread_bytes[itemsize] // itemsize
@@ -92,10 +97,12 @@ def row_vector(*matrices: Tensor) -> int:
     return vector
 
 
-def tiling_of(matrices: Sequence[Tensor | None], threads_of: dict, thread_bytes: dict = THREAD_BYTES) -> Tiling:
+def tiling_of(
+    matrices: Sequence[Tensor | None], threads_of: Mapping[float, int], thread_bytes: Mapping[int, int] = THREAD_BYTES
+) -> Tiling:
     """Of rows that are walked through together; the first matrix holds logits."""
-    logits = matrices[0]
-    vector = row_vector(*(x for x in matrices if x is not None))
+    there = [x for x in matrices if x is not None]
+    logits, vector = there[0], row_vector(*there)
     warp_size = machine_of(logits.device).warp_size
     return tiling(logits.shape[-1], logits.element_size(), vector, threads_of, warp_size, thread_bytes)
 
@@ -138,7 +145,7 @@ def _gpu(index: int) -> Machine:
     return Machine(properties.warp_size, properties.multi_processor_count, properties.L2_cache_size, nvidia)
 
 
-def on_device(device: torch.device) -> contextlib.AbstractContextManager:
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Launch on the tensors' own GPU. The interpreter computes with NumPy, which warns of every NaN and -inf."""
     if device.type == "cuda":
         return torch.cuda.device(device)
@@ -146,7 +153,7 @@ def on_device(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 @contextlib.contextmanager
-def _silent_numpy():
+def _silent_numpy() -> Iterator[None]:
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
             "Triton computes on CPU tensors only in its interpreter: set TRITON_INTERPRET=1 before the import"

@@ -249,9 +249,9 @@ def dual_mode_loss(
     grad_logits: Tensor | None,
 ) -> LossRows:
     """One read from memory, one from the cache, one write; without `grad_logits` one read."""
-    losses, *others = row_vectors(logits, statistics_dtype(logits.dtype), 8)
+    losses, logprobs, entropy, kl, *others = row_vectors(logits, statistics_dtype(logits.dtype), 8)
     clipped = torch.empty_like(losses, dtype=torch.bool)
-    result = LossRows(losses, *others[:3], clipped, *others[3:])
+    result = LossRows(losses, logprobs, entropy, kl, clipped, *others)
     rows = targets.shape[0]
     if rows == 0:
         return result

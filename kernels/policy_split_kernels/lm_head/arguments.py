@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..contract import TargetOutsideVocabulary, check_targets, valid_rows
@@ -37,7 +38,7 @@ def linear_call(
     logit_scale: float,
     logits_dtype: torch.dtype | None,
     chunk_bytes: int | None,
-    process_group: object | None,
+    process_group: "dist.ProcessGroup | None",
 ) -> LinearCall:
     _check_tensors(hidden, weight, bias)
     hidden, weight, bias = plain_tensors(hidden, weight, bias, process_group)

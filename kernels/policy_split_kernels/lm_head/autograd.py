@@ -6,6 +6,7 @@ gradient before a loss scale reaches it), computes the logits again. So does tha
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def linear_statistics(
 ) -> tuple[Tensor, Tensor]:
     """(logprobs, entropy), (N,) each, differentiable in hidden, weight and bias: one product, three in backward."""
     if torch.is_grad_enabled():
-        return _Statistics.apply(hidden, weight, bias, make_head)
+        return _statistics(hidden, weight, bias, make_head)
     statistics = statistics_pass(make_head(hidden, weight, bias))
     return statistics.logprobs, statistics.entropy
 
@@ -35,15 +36,17 @@ def linear_loss(
 ) -> tuple[Tensor, LossRows]:
     """The sum of the losses (), differentiable in hidden, weight and bias, and the rows (N,) each, detached."""
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias)):
-        total, *rows = _Loss.apply(hidden, weight, bias, make_head, loss)
-        return total, LossRows(*rows)
+        total, *vectors = _loss(hidden, weight, bias, make_head, loss)
+        return total, LossRows(*vectors)
     rows, _ = loss_pass(make_head(hidden, weight, bias), loss, (False,) * 3, form=False)
     return rows.losses.sum(), rows
 
 
 class _Statistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, make_head):
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, make_head: MakeHead
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.make_head = make_head
         statistics = statistics_pass(make_head(hidden, weight, bias))
@@ -52,21 +55,24 @@ class _Statistics(torch.autograd.Function):
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx, grad_logprobs, grad_entropy):
+    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> Any:
         if grad_logprobs is None and grad_entropy is None:
             return None, None, None, None
         _refuse_second_derivative()
         hidden, weight, bias, row_max, log_sum, entropy = ctx.saved_tensors
-        grads = (torch.zeros_like(entropy) if g is None else g.contiguous() for g in (grad_logprobs, grad_entropy))
+        upstream = (grad_logprobs, grad_entropy)
+        by_logprobs, by_entropy = (torch.zeros_like(entropy) if g is None else g.contiguous() for g in upstream)
         head, wants = ctx.make_head(hidden, weight, bias), ctx.needs_input_grad[:3]
-        gradients = gradient_pass(head, row_max, log_sum, entropy, *grads, wants)
+        gradients = gradient_pass(head, row_max, log_sum, entropy, by_logprobs, by_entropy, wants)
         dtypes = _dtypes(hidden, weight, bias)
         return *(_cast(*pair) for pair in zip(_each(gradients), dtypes, strict=True)), None
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, make_head, loss):
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, make_head: MakeHead, loss: Loss
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.make_head, ctx.dtypes = make_head, _dtypes(hidden, weight, bias)
         head = make_head(hidden, weight, bias)
@@ -78,17 +84,17 @@ class _Loss(torch.autograd.Function):
         return rows.losses.sum(), *rows
 
     @staticmethod
-    def backward(ctx, upstream, *_):
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> Any:
         if upstream is None:
             return (None,) * 5
         _refuse_second_derivative()
         formed, ctx.formed = ctx.formed, None
         if formed is not None:  # what was saved is not asked for: under checkpointing that would compute it again
             return *(_scaled(*pair, upstream) for pair in zip(formed, ctx.dtypes, strict=True)), None, None
-        hidden, weight, bias, grad_logprobs, grad_entropy, *statistics = ctx.saved_tensors
+        hidden, weight, bias, grad_logprobs, grad_entropy, row_max, log_sum, entropy = ctx.saved_tensors
         head, wants = ctx.make_head(hidden, weight, bias), ctx.needs_input_grad[:3]
-        grads = (x * upstream for x in (grad_logprobs, grad_entropy))
-        gradients = gradient_pass(head, *statistics, *grads, wants)
+        by_logprobs, by_entropy = (x * upstream for x in (grad_logprobs, grad_entropy))
+        gradients = gradient_pass(head, row_max, log_sum, entropy, by_logprobs, by_entropy, wants)
         return *(_cast(*pair) for pair in zip(_each(gradients), ctx.dtypes, strict=True)), None, None
 
 
@@ -105,8 +111,8 @@ def _dtypes(*tensors: Tensor | None) -> list[torch.dtype | None]:
     return [None if x is None else x.dtype for x in tensors]
 
 
-def _cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if x is None else x.to(dtype)
+def _cast(x: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+    return None if x is None or dtype is None else x.to(dtype)
 
 
 def _scaled(x: Tensor | None, dtype: torch.dtype, upstream: Tensor) -> Tensor | None:
@@ -119,3 +125,7 @@ def _scaled(x: Tensor | None, dtype: torch.dtype, upstream: Tensor) -> Tensor | 
     scale = upstream.to(statistics_dtype(x.dtype))  # the loss may be of a wider dtype than one of the factors
     ops.scale_rows_(rows, scale.expand(rows.shape[1]).contiguous())
     return x
+
+
+_statistics: Callable[..., tuple[Tensor, Tensor]] = _Statistics.apply
+_loss: Callable[..., tuple[Tensor, ...]] = _Loss.apply

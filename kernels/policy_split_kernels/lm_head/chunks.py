@@ -22,25 +22,27 @@ CHUNK_BYTES_CPU, CHUNK_BYTES = 256 << 20, 1280 << 20
 GPU_TOKENS = 128  # chunks are multiples of it where the budget allows: whole tiles of a GEMM
 
 Wants = tuple[bool, bool, bool]  # gradients of hidden, weight, bias
+# targets, inverse_temperature, mask, softcap, keep_mask: what the kernels take beside the logits of a chunk
+Distribution = tuple[Tensor, Tensor, Tensor | None, float | None, Tensor | None]
 
 
 class Chunk(NamedTuple):
-    index: Tensor | slice  # the places of its tokens among all N
+    tokens: Tensor | slice  # their places among all N
 
     def take(self, x: Any) -> Any:
         """The chunk's part of an argument: vectors of all N tokens are cut, everything else holds for all of them."""
-        return x[self.index] if isinstance(x, Tensor) and x.numel() > 1 else x
+        return x[self.tokens] if isinstance(x, Tensor) and x.numel() > 1 else x
 
     def places(self, device: torch.device) -> Tensor:
-        index = self.index
-        return torch.arange(index.start, index.stop, device=device) if isinstance(index, slice) else index
+        tokens = self.tokens
+        return torch.arange(tokens.start, tokens.stop, device=device) if isinstance(tokens, slice) else tokens
 
 
 class Loss(Protocol):
     def rows(self, statistics: RowStatistics, chunk: Chunk) -> LossRows:
         """The loss of a chunk's tokens and its derivatives, from their statistics."""
 
-    def fused(self, logits: Tensor, arguments: tuple, chunk: Chunk, form: bool) -> LossRows | None:
+    def fused(self, logits: Tensor, arguments: Distribution, chunk: Chunk, form: bool) -> LossRows | None:
         """The same by one kernel that reads the logits and, if `form`, overwrites them by their gradient; or None."""
 
 
@@ -82,16 +84,18 @@ class LinearHead:
     def chunks(self) -> Iterator[tuple[Chunk, Tensor, Tensor]]:
         """Each chunk with the factor x (n, D) of its tokens and their logits (1, n, V), which may be overwritten."""
         size = self.tokens_at_once
-        buffer = self.products.buffer(min(size, self._count)) if self._count else None
+        if self._count == 0:
+            return
+        buffer = self.products.buffer(min(size, self._count))
         for start in range(0, self._count, size):
             place = slice(start, min(start + size, self._count))
             chunk = Chunk(place if self._places is None else self._places[place])
-            x = self.products.factor(chunk.index)
+            x = self.products.factor(chunk.tokens)
             logits = buffer[: len(x)]
             self.products.logits(x, logits)
             yield chunk, x, logits[None]
 
-    def arguments(self, chunk: Chunk) -> tuple:
+    def arguments(self, chunk: Chunk) -> Distribution:
         """What the kernels take beside the logits of a chunk."""
         keep_mask = self.keep_mask
         if keep_mask is not None:
@@ -100,7 +104,7 @@ class LinearHead:
         inverse_temperature = chunk.take(self.inverse_temperature)
         return chunk.take(self.targets), inverse_temperature, chunk.take(self.mask), self.softcap, keep_mask
 
-    def statistics(self, logits: Tensor, arguments: tuple) -> RowStatistics:
+    def statistics(self, logits: Tensor, arguments: Distribution) -> RowStatistics:
         """Those of a chunk, over the whole vocabulary."""
         statistics = RowStatistics(*ops.logprobs_entropy(logits, *arguments))
         if self.shard is None:
@@ -132,14 +136,14 @@ def statistics_pass(head: LinearHead) -> RowStatistics:
 def loss_pass(head: LinearHead, loss: Loss, wants: Wants, *, form: bool) -> tuple[LossRows, Gradients | None]:
     """The loss of each token (N,); if `form`, its gradient for an upstream of 1: three products, two or one."""
     with _without_autocast(head):
-        losses, *others = _zeros(head, 8)
+        losses, logprobs, entropy, kl, *others = _zeros(head, 8)
         clipped = torch.zeros_like(losses, dtype=torch.bool)
-        out = LossRows(losses, *others[:3], clipped, *others[3:])
+        out = LossRows(losses, logprobs, entropy, kl, clipped, *others)
         gradients = head.gradients(wants) if form else None
         for chunk, x, logits in head.chunks():
             _put(out, _chunk_loss(head, loss, chunk, logits, form), chunk)
             if gradients is not None:
-                gradients.add(logits[0], x, chunk.index)
+                gradients.add(logits[0], x, chunk.tokens)
         return out, None if gradients is None else head.finish(gradients)
 
 
@@ -153,7 +157,7 @@ def gradient_pass(
         gradients = head.gradients(wants)
         for chunk, x, logits in head.chunks():
             ops.logprobs_entropy_gradient_(logits, *head.arguments(chunk), *map(chunk.take, vectors))
-            gradients.add(logits[0], x, chunk.index)
+            gradients.add(logits[0], x, chunk.tokens)
         return head.finish(gradients)
 
 
@@ -174,7 +178,7 @@ def _chunk_loss(head: LinearHead, loss: Loss, chunk: Chunk, logits: Tensor, form
 
 def _put(out: tuple[Tensor, ...], rows: tuple[Tensor, ...], chunk: Chunk) -> None:
     for whole, part in zip(out, rows, strict=True):
-        whole[chunk.index] = part
+        whole[chunk.tokens] = part
 
 
 def _zeros(head: LinearHead, count: int) -> tuple[Tensor, ...]:

@@ -2,26 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..contract import LossRows, RowStatistics
+from ..contract import LossArguments, LossRows, RowStatistics
 from ..reference.loss import loss_of_statistics
-from .chunks import Chunk
+from .chunks import Chunk, Distribution
 
 
 @dataclass
 class DualModeRows:
     """The dual-mode loss; `arguments` are those of `reference.dual_mode_loss` after keep_mask, without grad_logits."""
 
-    arguments: tuple
+    arguments: LossArguments
 
     def rows(self, statistics: RowStatistics, chunk: Chunk) -> LossRows:
         return loss_of_statistics(statistics, *map(chunk.take, self.arguments))
 
-    def fused(self, logits: Tensor, arguments: tuple, chunk: Chunk, form: bool) -> LossRows:
+    def fused(self, logits: Tensor, arguments: Distribution, chunk: Chunk, form: bool) -> LossRows:
         op = ops.dual_mode_loss_with_gradient_ if form else ops.dual_mode_loss
         return LossRows(*op(logits, *arguments, *map(chunk.take, self.arguments)))
 
@@ -36,18 +37,18 @@ class TokenRows:
 
     def rows(self, statistics: RowStatistics, chunk: Chunk) -> LossRows:
         logprobs, entropy, row_max, log_sum = statistics
-        leaves = tuple(x.detach().requires_grad_() for x in (logprobs, entropy))
+        leaves = logprobs.detach().requires_grad_(), entropy.detach().requires_grad_()
         with torch.enable_grad():
             losses = self.loss_fn(*leaves, chunk.places(logprobs.device))
             self._check(losses, leaves)
             losses = chunk.take(self.weights) * losses
             total = losses.sum()
-        grads = torch.autograd.grad(total, leaves, allow_unused=True) if total.requires_grad else (None, None)
-        grads = (torch.zeros_like(logprobs) if grad is None else grad for grad in grads)
+        reached = torch.autograd.grad(total, leaves, allow_unused=True) if total.requires_grad else (None, None)
+        grads = (torch.zeros_like(logprobs) if grad is None else grad for grad in reached)
         kl, clipped = torch.zeros_like(logprobs), torch.zeros_like(logprobs, dtype=torch.bool)
         return LossRows(losses.detach(), logprobs, entropy, kl, clipped, row_max, log_sum, *grads)
 
-    def fused(self, *_) -> None:
+    def fused(self, *_: Any) -> None:
         return None
 
     def _check(self, losses: Tensor, leaves: tuple[Tensor, ...]) -> None:
@@ -59,8 +60,9 @@ class TokenRows:
                 f"loss_fn must return one loss for each of the {len(leaves[0])} tokens it is given, "
                 f"got shape {tuple(losses.shape)}"
             )
-        if not self._checked and _other_leaf(losses, leaves) is not None:
-            shape = tuple(_other_leaf(losses, leaves).shape)
+        other = None if self._checked else _other_leaf(losses, leaves)
+        if other is not None:
+            shape = tuple(other.shape)
             raise ValueError(
                 f"loss_fn uses a tensor of shape {shape} that requires grad, which it would never get; detach it, or "
                 f"use linear_logprobs_and_entropy"

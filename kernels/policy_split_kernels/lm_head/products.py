@@ -102,23 +102,24 @@ class Gradients:
             self.bias += grad_logits.sum(0, dtype=self.bias.dtype)
         if not products.in_parts:
             grad_logits = grad_logits.to(products.compute_dtype)
-        grad_hidden = None if self.hidden is None else self._grad_hidden(x, index)
+        hidden = self.hidden
+        grad_hidden = None if hidden is None else self._grad_hidden(hidden, x, index)
         for part in products.parts():
             grad = grad_logits[:, part].to(products.compute_dtype)
             if grad_hidden is not None:
                 _add_product(grad_hidden, grad, products.weight_part(part), start=part.start == 0)
             if self.weight is not None:
                 _add_product(self.weight[part], grad.t(), x, start=not self._started)
-        if grad_hidden is not None and grad_hidden._base is not self.hidden:
-            self.hidden[index] = grad_hidden.to(self.hidden.dtype)
+        if hidden is not None and grad_hidden is not None and grad_hidden._base is not hidden:
+            hidden[index] = grad_hidden.to(hidden.dtype)
         self._started = True
 
-    def _grad_hidden(self, x: Tensor, index: Tensor | slice) -> Tensor:
+    def _grad_hidden(self, hidden: Tensor, x: Tensor, index: Tensor | slice) -> Tensor:
         """Where the products of some tokens are summed: the gradient itself where its dtype and layout allow."""
-        if self.hidden.dtype in (self.products.compute_dtype, self._wide) and isinstance(index, slice):
-            return self.hidden[index]
-        narrow = self.hidden.dtype == self.products.compute_dtype
-        return torch.empty(x.shape, dtype=self.hidden.dtype if narrow else self._wide, device=x.device)
+        if hidden.dtype in (self.products.compute_dtype, self._wide) and isinstance(index, slice):
+            return hidden[index]
+        narrow = hidden.dtype == self.products.compute_dtype
+        return torch.empty(x.shape, dtype=hidden.dtype if narrow else self._wide, device=x.device)
 
     def finish(self) -> None:
         """After the last chunk: a weight to which no token contributed has the gradient 0."""

@@ -34,8 +34,7 @@ def logprobs_entropy(
     log_sum = total.log()
     logprobs = torch.where(here, d.gather(-1, index[:, None]).squeeze(-1) - log_sum, 0.0)
     entropy = log_sum - zero_at_minus_inf(d, e * d).sum(-1) / total
-    statistics = RowStatistics(logprobs, entropy, row_max, log_sum)
-    statistics = [torch.where(in_range, x, torch.nan) for x in statistics]
+    statistics = [torch.where(in_range, x, torch.nan) for x in (logprobs, entropy, row_max, log_sum)]
     return RowStatistics(*(torch.where(valid, x, 0.0) for x in statistics))
 
 
