@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from datasets import Dataset, DatasetDict
@@ -18,7 +18,7 @@ from .sources import one_split, read_questions
 DATASET_HELP = "JSON lines, parquet, a saved dataset, reasoning-gym:TASK or a hub name, each with or without :SPLIT,"
 RESERVED_COLUMNS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
-Data = Questions | DatasetDict | Sequence[Mapping[str, Any]] | str | Path
+Data: TypeAlias = Questions | DatasetDict | Sequence[Mapping[str, Any]] | str | Path
 
 
 def load_prompts(name_or_path: str | Path, *, split: str | None = None, held_out: bool = False) -> Questions:
@@ -47,7 +47,7 @@ def as_prompts(data: Data, name: str = "the dataset", *, held_out: bool = False)
     if isinstance(data, DatasetDict):
         data = one_split(data, name, held_out=held_out)
     if isinstance(data, Sequence):
-        data = Rows(data, name)
+        data = Rows(cast(Sequence[Mapping[str, Any]], data), name)
     if not isinstance(data, (Dataset, Rows)):
         raise TypeError(f"{name} must be a datasets.Dataset, a list of rows or a path, got {type(data).__name__}")
     if len(data) == 0:

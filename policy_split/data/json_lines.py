@@ -34,7 +34,7 @@ class _RefusedError(ValueError):
 def read_json_rows(path: Path) -> list[Row]:
     """The rows of a file, which may be packed by gzip; ValueError names file, line, column and fault."""
     text = _decoded(_unpacked(path), path)
-    if text[BLANKS.match(text).end() :].startswith("["):
+    if text.startswith("[", _past_blanks(text, 0)):
         return list(_of_list(text, path))
     lines = enumerate(text.split("\n"), 1)
     return [Row(number, _object(_whole(line, number, path), number, path)) for number, line in lines if line.strip()]
@@ -74,7 +74,7 @@ def _whole(line: str, number: int, path: Path) -> Any:
 def _of_list(text: str, path: Path) -> Iterator[Row]:
     place, counted, line, first = text.index("[") + 1, 0, 1, True
     while True:
-        place = BLANKS.match(text, place).end()
+        place = _past_blanks(text, place)
         if text[place : place + 1] == "]" and first:
             break
         line, counted = line + text.count("\n", counted, place), place
@@ -83,15 +83,20 @@ def _of_list(text: str, path: Path) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             raise _fault_at(path, text, *_explained(error, text, place)) from None
         yield Row(line, _object(value, line, path))
-        place, first = BLANKS.match(text, end).end(), False
+        place, first = _past_blanks(text, end), False
         if text[place : place + 1] == "]":
             break
         if text[place : place + 1] != ",":
             raise _fault_at(path, text, place, "expected ',' or ']' behind an object of the list")
         place += 1
-    end = BLANKS.match(text, place + 1).end()
+    end = _past_blanks(text, place + 1)
     if end < len(text):
         raise _fault_at(path, text, end, f"there is more behind the end of the list; {SHAPE}")
+
+
+def _past_blanks(text: str, place: int) -> int:
+    found = BLANKS.match(text, place)
+    return place if found is None else found.end()
 
 
 def _object(value: Any, line: int, path: Path) -> dict[str, Any]:

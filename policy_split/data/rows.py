@@ -21,6 +21,8 @@ class Questions(Protocol):
     @overload
     def __getitem__(self, key: str) -> Sequence[Any]: ...
 
+    def select(self, numbers: Iterable[int], /) -> "Questions": ...
+
 
 class Rows:
     """`Rows([{"prompt": "1", "answer": 5}, ...])`: each row as it was, the column names those of all rows.
@@ -113,8 +115,9 @@ class Rows:
 
 def place(questions: Questions, number: int, name: str) -> str:
     """A row of questions in words: of a file by its line."""
-    of_file = isinstance(questions, Rows) and questions.lines is not None
-    return questions.where(number) if of_file else f"{name}, row {number}"
+    if isinstance(questions, Rows) and questions.lines is not None:
+        return questions.where(number)
+    return f"{name}, row {number}"
 
 
 def same(a: Any, b: Any) -> bool:

@@ -2,10 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset, load_from_disk
 
@@ -34,7 +32,8 @@ def read_questions(where: str, *, split: str | None = None, held_out: bool = Fal
     split = named if split is None else split
     path = Path(source)
     if source.startswith(PREFIX):
-        return gym_dataset(source, held_out=held_out)
+        made: Questions = gym_dataset(source, held_out=held_out)
+        return made
     if path.is_dir():
         return one_split(_from_folder(path), source, split, held_out=held_out)
     if source.endswith(SUFFIXES):
@@ -56,7 +55,7 @@ def split_of(where: str) -> tuple[str, str | None]:
 
 
 def one_split(
-    splits: dict[Any, Any] | Questions, where: str, split: str | None = None, *, held_out: bool = False
+    splits: dict[str, Questions] | Questions, where: str, split: str | None = None, *, held_out: bool = False
 ) -> Questions:
     """One of several splits: the one that is named, else train; of held-out questions test or validation.
 
@@ -83,7 +82,7 @@ def one_split(
     return splits[chosen or TRAIN]
 
 
-def _part(splits: dict[Any, Any], where: str, split: str, there: str) -> Questions:
+def _part(splits: dict[str, Questions], where: str, split: str, there: str) -> Questions:
     if split in splits:
         return splits[split]
     try:
@@ -94,8 +93,9 @@ def _part(splits: dict[Any, Any], where: str, split: str, there: str) -> Questio
     chosen = [range(part.from_ or 0, lengths[part.splitname] if part.to is None else part.to) for part in parts]
     if len({part.splitname for part in parts}) == 1:
         return splits[parts[0].splitname].select(list(chain(*chosen)))
-    sets: Sequence[Dataset] = [splits[p.splitname].select(rows) for p, rows in zip(parts, chosen, strict=True)]
-    return concatenate_datasets(list(sets))
+    sets = [splits[p.splitname].select(rows) for p, rows in zip(parts, chosen, strict=True)]
+    joined: Questions = concatenate_datasets(sets)
+    return joined
 
 
 def _from_file(path: Path) -> Questions:
@@ -103,7 +103,8 @@ def _from_file(path: Path) -> Questions:
         if path.name.endswith(JSON_SUFFIXES):
             rows = read_json_rows(path)
             return Rows((row.value for row in rows), str(path), [row.line for row in rows])
-        return Dataset.from_parquet(str(path))
+        table: Questions = Dataset.from_parquet(str(path))
+        return table
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
     except ValueError as error:  # Arrow's own are ValueErrors as well
@@ -112,7 +113,7 @@ def _from_file(path: Path) -> Questions:
         raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _from_folder(path: Path) -> dict[Any, Any]:
+def _from_folder(path: Path) -> dict[str, Questions]:
     try:
         saved = load_from_disk(str(path))
     except FileNotFoundError as error:

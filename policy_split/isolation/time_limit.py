@@ -6,9 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from .handlers import Handlers
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class _Late(BaseException):
@@ -21,7 +24,7 @@ def check_time_limit(name: str) -> None:
         raise RuntimeError(f"{name} needs the main thread of a Unix process")
 
 
-def time_limited(function: Callable[..., Any], seconds: float, name: str) -> Callable[..., Any]:
+def time_limited(function: Callable[P, R], seconds: float, name: str) -> Callable[P, R]:
     """The function with a limit: a call that takes longer is broken off with TimeoutError, which names it.
 
     By an alarm signal, which also ends a regular expression that backtracks for ever; a thread could not, and a child
@@ -31,7 +34,7 @@ def time_limited(function: Callable[..., Any], seconds: float, name: str) -> Cal
     """
 
     @functools.wraps(function)
-    def limited(*args: Any, **kwargs: Any) -> Any:
+    def limited(*args: P.args, **kwargs: P.kwargs) -> R:
         check_time_limit(f"the time limit of {name}")
         running = True
 

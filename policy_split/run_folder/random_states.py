@@ -8,8 +8,9 @@ import torch
 
 
 def random_states() -> dict[str, Any]:
-    kind, keys, *rest = numpy.random.get_state()
-    states = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state()}
+    kind, keys, *rest = numpy.random.get_state(legacy=True)
+    of_numpy = (kind, numpy.asarray(keys).tolist(), *rest)
+    states: dict[str, Any] = {"python": random.getstate(), "numpy": of_numpy, "torch": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
 
 
