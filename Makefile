@@ -53,6 +53,7 @@ lint: install $(VENV)/.lint
 	$(BIN)/clang-format --dry-run -Werror $(LINTED_CPP)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python policy_split/losses/dual_mode.py
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
