@@ -15,6 +15,8 @@ from policy_split.commands.main import main
 from policy_split.countdown.sizes import SIZES
 
 SHOWN = ("text", "json", "jsonl", "yaml", "dot")  # neither Python nor commands; `make docs` draws the last
+# Python that is not executed here, by how it begins: whole files of examples/, which test_examples.py runs
+ELSEWHERE = "--8<--\nexamples/"
 TUTORIAL = ROOT / "docs" / "start.md"  # run as a whole, its commands too, in the order in which a reader does
 # what its commands are given in the end: a run of seconds
 LESS = {
@@ -56,7 +58,7 @@ def test_python(page, somewhere):
     for block in blocks(page):
         if "integrations.trl" in block.source:
             pytest.importorskip("trl", reason="trl is not installed", exc_type=ImportError)
-        if block.language == "python" and block.title is None:
+        if block.language == "python" and not block.source.startswith(ELSEWHERE):
             block._replace(source=page_names.smaller(block.source)).run(page, names)
 
 

@@ -11,7 +11,7 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCES = RawFencedCodeBlockLexer(re.compile(r'(?P<language>\w*)(?: title="(?P<title>[^"]+)")?[ ]*$\n', re.MULTILINE))
-COMMANDS = ("policy-split", "make", "accelerate", "python", "pip", "torchrun")
+COMMANDS = ("policy-split", "make", "accelerate", "python", "pip", "bash")
 INLINE = re.compile(rf"(?<!`)`((?:{'|'.join(COMMANDS)}) [^`]+)`(?!`)")
 
 

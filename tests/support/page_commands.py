@@ -99,4 +99,10 @@ def accelerate(arguments: list[str]) -> None:
         python(["-m", parsed.training_script, *parsed.training_script_args])
 
 
-CHECKS = {"policy-split": policy_split, "make": make, "python": python, "pip": pip, "accelerate": accelerate}
+def bash(arguments: list[str]) -> None:
+    assert (ROOT / arguments[0]).is_file(), f"bash {arguments[0]}"
+
+
+CHECKS = {
+    "policy-split": policy_split, "make": make, "python": python, "pip": pip, "accelerate": accelerate, "bash": bash,
+}  # fmt: skip

@@ -8,6 +8,7 @@ QUESTIONS = [{"prompt": question["prompt"]} for question in tiny.QUESTIONS]
 # in every block and command that is executed
 SMALLER = {
     "Qwen/Qwen3-1.7B": "tiny-model",  # no weights are downloaded
+    'GRPOConfig("grpo-run")': 'GRPOConfig("grpo-run", use_cpu=True, bf16=False, report_to="none")',
     "max_steps=500": "max_steps=1, max_completion_length=4, use_cpu=True",
     'PolicySplitGRPOConfig("run", num_generations=16,': (
         'PolicySplitGRPOConfig("run", num_generations=4, per_device_train_batch_size=4, max_steps=1, '
