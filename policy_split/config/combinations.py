@@ -15,6 +15,8 @@ def check_together(config: "PolicySplitConfig") -> None:
             f"algorithm={config.algorithm!r} has one mode: regularizer='loss', bonus_estimator='exact' and "
             f"log_exact_kl compare two"
         )
+    if config.share_prompts and config.packed_batches:
+        raise ValueError("share_prompts=True and packed_batches=True are two layouts of one batch; choose one")
     if config.score_with_update == "on" and config.scored_apart_because:
         raise ValueError(f"score_with_update='on': {config.scored_apart_because}; use 'auto'")
     if config.bf16 and config.fp16:

@@ -71,6 +71,12 @@ class PolicySplitConfig:
         "attention, if the model keeps them apart. True: with any attention; without flash attention the mask of a "
         "micro-batch is the square of its tokens.",
     )
+    share_prompts: bool | None = _option(
+        None,
+        "Rows of one question and mode stand behind one copy of their prompt, whose forward and backward are then paid "
+        "once for all of its responses. Not given: where the model can, which is measured before the first step (with "
+        "sdpa attention; packed_batches excludes it).",
+    )
     score_with_update: str = _option(
         "auto",
         "on: a rollout's first update scores its own rows in the forward that trains them, a micro-batch of whole "

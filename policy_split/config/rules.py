@@ -66,6 +66,7 @@ RULES: dict[str, Rule] = {
     "lm_head_chunk_bytes": _or_none(COUNT),
     "max_steps": (lambda x: x == -1 or COUNT[0](x), "an integer of at least 1, or -1 for num_train_epochs"),
     "packed_batches": _or_none(BOOLEAN),
+    "share_prompts": _or_none(BOOLEAN),
     "num_train_epochs": POSITIVE,
     "prompts_per_step": COUNT,
     "num_generations": COUNT,

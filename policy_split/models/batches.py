@@ -81,12 +81,12 @@ class PackedBatch:
         ids = torch.cat((prompt_ids[self.rows], completion_ids[self.rows, : self.length]), 1)  # (B, L+T)
         lengths = [prompt + response - 1 for prompt, response in zip(prompts, responses, strict=True)]
         bounds = torch.tensor([0, *lengths]).cumsum(0)
-        tokens = _ranges([row * ids.shape[1] + width - prompt for row, prompt in enumerate(prompts)], lengths)
-        kept = _ranges([end - length for end, length in zip(bounds[1:].tolist(), responses, strict=True)], responses)
-        self.places = _ranges([row * self.length for row in range(len(rows))], responses).to(device)  # (N,) in (B, T)
+        tokens = ranges([row * ids.shape[1] + width - prompt for row, prompt in enumerate(prompts)], lengths)
+        kept = ranges([end - length for end, length in zip(bounds[1:].tolist(), responses, strict=True)], responses)
+        self.places = ranges([row * self.length for row in range(len(rows))], responses).to(device)  # (N,) in (B, T)
         self.inputs: dict[str, Any] = {
             "input_ids": ids.flatten()[tokens.to(device)][None],
-            "position_ids": _ranges([0] * len(lengths), lengths).to(device)[None],
+            "position_ids": ranges([0] * len(lengths), lengths).to(device)[None],
             "logits_to_keep": kept.to(device),
         }
         bounds, longest = bounds.int().to(device), max(lengths)
@@ -108,10 +108,10 @@ class PackedBatch:
         return table
 
 
-Batch = PaddedBatch | PackedBatch
+Batch = PaddedBatch | PackedBatch  # and its kin
 
 
-def _ranges(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
+def ranges(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
     """start, start + 1, ... of each length, behind each other: (sum(lengths),)."""
     counts = torch.tensor(lengths)
     ends = counts.cumsum(0)

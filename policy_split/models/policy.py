@@ -18,7 +18,9 @@ from policy_split.progress import progress_bars
 
 from .batches import FLASH_ATTENTION_ARGUMENTS, Batch, PaddedBatch
 from .lm_head import UnknownHeadError, inner_model, is_patched, patch_lm_head, unpatch_lm_head
-from .packing import packing_fault
+from .packing import packing_fault, sharing_fault
+from .prompt_attention import use_former_attention, use_prompt_attention
+from .shared_prompts import ARGUMENT as SHARED_PROMPTS
 
 
 def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTrainedModel:
@@ -123,7 +125,9 @@ class Policy:
     fused: whether scores and losses come from completion_head, or else from completion_logits. chunk_bytes: of the
     functions that completion_head takes. packed: config.packed_batches, whether batches are PackedBatch or else
     PaddedBatch; None becomes whether the model's attention is flash attention. ValueError for True where the model does
-    not keep packed sequences apart, for None a warning, and batches are padded.
+    not keep packed sequences apart, for None a warning, and batches are padded. share: config.share_prompts, whether
+    rows stand behind one copy of their prompt; None: where the model can, and batches are not packed. ValueError for
+    True where the model does not keep responses apart that stand behind one prompt.
     """
 
     def __init__(
@@ -134,6 +138,7 @@ class Policy:
         fused: bool = False,
         chunk_bytes: int | None = None,
         packed: bool | None = None,
+        share: bool | None = False,
     ):
         self.model, self.tokenizer, self.chunk_bytes = model, tokenizer, chunk_bytes
         self.bare = cast(PreTrainedModel, model) if bare is None else bare
@@ -146,6 +151,7 @@ class Policy:
             self.forward_arguments |= set(FLASH_ATTENTION_ARGUMENTS)
         self.fused = fused and self._knows_head()
         self.packed = (packed or (packed is None and flash)) and self._keeps_apart(bool(packed))
+        self.share = (share or (share is None and not self.packed)) and self._shares_prompts(bool(share))
 
     def _knows_head(self) -> bool:
         """Whether one token goes through the patched model: with a warning if not, rather than in the first step."""
@@ -175,6 +181,26 @@ class Policy:
             raise ValueError(f"packed_batches=True: {name} cannot be given packed sequences: {fault}")
         warnings.warn(f"batches are padded: {name} cannot be given packed sequences: {fault}", stacklevel=3)
         return False
+
+    def _shares_prompts(self, asked: bool) -> bool:
+        """Whether responses can stand behind one copy of their prompt, see `sharing_fault`."""
+        if self.packed:
+            raise ValueError("share_prompts=True and packed_batches=True are two layouts of one batch; choose one")
+        parameters = inspect.signature(inner_model(self.bare).forward).parameters.values()
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            self.forward_arguments.add(SHARED_PROMPTS)
+        fault = use_prompt_attention(self.bare)
+        if fault is None:
+            arguments = (input_embeddings(self.bare), self.forward_arguments)
+            with _trial(self.bare):
+                fault = sharing_fault(
+                    lambda batch: batch.predictions(self.bare(**self._inputs(batch)).logits), *arguments
+                )
+        if fault is not None:
+            use_former_attention(self.bare)
+            if asked:
+                raise ValueError(f"share_prompts=True: {type(self.bare).__name__} cannot share prompts: {fault}")
+        return fault is None
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,7 @@ from policy_split.data.rows import copied
 from policy_split.isolation.foreign_calls import call_foreign
 from policy_split.models.batches import Batch, PackedBatch, PaddedBatch
 from policy_split.models.policy import Policy
+from policy_split.models.shared_prompts import SharedPromptBatch
 from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
 from policy_split.progress import track
 from policy_split.rewards.functions import RewardFunction, compute_rewards
@@ -60,6 +61,7 @@ class Rollout:
     divergence: Tensor | None = None  # (4*P*n, T) nats, KL(own mode || other mode), filled if config.exact_kl
     score_weight: Tensor | None = None  # (4*P*n,) rows that a row's scores stand for in the metrics; None: 1 each
     blocks: tuple[tuple[int, int], ...] = BLOCKS
+    share_prompts: bool = False  # whether rows of one question and mode stand behind one copy of their prompt
 
     @property
     def scores(self) -> Scores:
@@ -89,8 +91,16 @@ class Rollout:
 
     def batch(self, rows: Sequence[int], *, packed: bool = False) -> Batch:
         """Some rows as one forward of a model."""
-        kind = PackedBatch if packed else PaddedBatch
-        return kind(rows, self.prompt_ids, self.completion_ids, self.prompt_lengths, self.completion_lengths)
+        arguments = (rows, self.prompt_ids, self.completion_ids, self.prompt_lengths, self.completion_lengths)
+        if self.share_prompts:
+            return SharedPromptBatch(*arguments, self.prompts)
+        return PackedBatch(*arguments) if packed else PaddedBatch(*arguments)
+
+    @property
+    def prompts(self) -> list[tuple[int, int]]:
+        """(mode, question) of each row: rows of the same have the same prompt."""
+        half, n = self.num_prompts * self.num_generations, self.num_generations
+        return [(mode, place // n) for mode, _ in self.blocks for place in range(half)]
 
     def responses(self, tokenizer: Any) -> Iterator[dict[str, Any]]:
         """Each response once, for people: mode, prompt, completion, reward."""
@@ -215,7 +225,13 @@ def _longest_first(rollout: Rollout, rows: Sequence[int], paired: bool) -> list[
     lengths = rollout.completion_lengths
     if paired:
         return sorted(rows, key=lambda row: (-lengths[row], rollout.response(row)))
-    return sorted(rows, key=lambda row: -lengths[row])
+    if not rollout.share_prompts:
+        return sorted(rows, key=lambda row: -lengths[row])
+    prompts = rollout.prompts  # rows of one prompt side by side, so that few micro-batches repeat it
+    longest: dict[tuple[int, int], int] = {}
+    for row in rows:
+        longest[prompts[row]] = max(lengths[row], longest.get(prompts[row], 0))
+    return sorted(rows, key=lambda row: (-longest[prompts[row]], prompts[row], -lengths[row]))
 
 
 def optimizer_batches(rollout: Rollout, config: PolicySplitConfig, seed: int) -> list[list[int]]:
@@ -274,4 +290,5 @@ def _laid_out(
         rewards=shared(torch.tensor(rewards, dtype=torch.float32, device=device)),
         texts=texts,
         blocks=blocks,
+        share_prompts=policy.share,
     )

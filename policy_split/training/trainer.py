@@ -120,7 +120,7 @@ class PolicySplitTrainer:
                 wrapped = shard_frozen(self.accelerator, frozen)
             else:
                 wrapped = self.accelerator.prepare_model(frozen, evaluation_mode=True)
-            options = (fused, config.lm_head_chunk_bytes, config.packed_batches)
+            options = (fused, config.lm_head_chunk_bytes, config.packed_batches, config.share_prompts)
             self.reference = Policy(wrapped, self.tokenizer, frozen, *options)
         fused = fuse_lm_head(bare, config)
         if config.gradient_checkpointing:
@@ -128,7 +128,7 @@ class PolicySplitTrainer:
         optimizer = make_optimizer(bare, config)
         self.model, self.optimizer = self.accelerator.prepare(bare, optimizer)
         unwrapped = self.accelerator.unwrap_model(self.model)
-        options = (fused, config.lm_head_chunk_bytes, config.packed_batches)
+        options = (fused, config.lm_head_chunk_bytes, config.packed_batches, config.share_prompts)
         self.policy = Policy(self.model, self.tokenizer, unwrapped, *options)
         # stepped once per step and in every process alike: not through accelerate, which steps it once per process
         self.schedule = get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, self.max_steps)
