@@ -28,7 +28,7 @@ def policies(model, *, fused=False):
 
 
 def packed_trainer(folder, packed=True, **options):
-    run = trainer(folder, packed_batches=packed, dataset=QUESTIONS, **options)
+    run = trainer(folder, packed_batches=packed, share_prompts=False, dataset=QUESTIONS, **options)
     for policy in (run.policy, run.reference):
         if policy is not None:
             assert policy.packed == packed

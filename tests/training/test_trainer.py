@@ -92,6 +92,7 @@ def test_rows_without_advantage_change_nothing(tmp_path):
             entropy_coef_normal=coefficient,
             adam_epsilon=1e-3,
             prompts_per_step=6,
+            share_prompts=False,
         )
         computed = []
         run.model.lm_head.register_forward_hook(

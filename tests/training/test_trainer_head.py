@@ -42,7 +42,14 @@ def test_fused_head_and_logits_are_one_trainer(tmp_path, options):
     results = []
     for fused in (False, True):
         model = tiny.model(tie_word_embeddings="beta" in options).double()
-        run = trainer(tmp_path / str(fused), model=model, fused_lm_head=fused, adam_epsilon=1e-3, **options)
+        run = trainer(
+            tmp_path / str(fused),
+            model=model,
+            fused_lm_head=fused,
+            adam_epsilon=1e-3,
+            score_with_update="off",
+            **options,
+        )
         outputs = set()
         run.model.lm_head.register_forward_hook(lambda m, i, out, seen=outputs: seen.add(type(out).__name__))
         sample = run.sample
