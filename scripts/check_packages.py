@@ -77,7 +77,7 @@ def check_contents(sdist: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {Path(name).name for name in archive.namelist()}
     assert "-py3-none-manylinux" in wheel.name, wheel.name
-    assert names >= {*LIBRARIES, "py.typed", "LICENSE", "METADATA"}, f"{wheel.name} lacks files"
+    assert names >= {*LIBRARIES, "py.typed", "LICENSE", "METADATA", "page.html.j2"}, f"{wheel.name} lacks files"
     assert any(name.startswith("libgomp") for name in names), "the OpenMP runtime is not in the wheel"
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}

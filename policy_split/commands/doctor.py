@@ -30,13 +30,13 @@ OPTIONAL = {
     "peft": "no LoRA",
     "reasoning_gym": "no reasoning-gym: tasks",
     "math_verify": "no math_reward",
-    "matplotlib": "no `policy-split plot`, no `policy-split study`",
+    "matplotlib": "no `policy-split plot`, `report --static`, `study`",
     "tensorboard": "no --report_to tensorboard",
 }
 # after the command of pip; flash-attn's build imports the torch that is there
 FLAGS = {"flash_attn": " --no-build-isolation"}
 CHECK = "kernels on "  # how the names of the self-check begin
-REQUIRED = ("transformers", "accelerate", "datasets", "safetensors", "numpy", "scipy")
+REQUIRED = ("transformers", "accelerate", "datasets", "safetensors", "numpy", "scipy", "jinja2", "plotly")
 
 
 class Finding(NamedTuple):

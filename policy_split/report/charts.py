@@ -1,33 +1,91 @@
-"""Charts of a report: lines over steps or over k, as SVG with a title and a description in words."""
+"""What a chart of a report shows: curves over steps or over k, smoothed, thinned, in words and in numbers."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from .page import element, escape, table
 from .runs import spread
+from .tables import Table
 
-WIDTH, HEIGHT = 380, 250  # of the drawing; the page scales it, and on a phone its text keeps its size
-LEFT, RIGHT, TOP, BOTTOM = 62, 10, 10, 38
+COLORS = 8  # of the page's palette
 LARGEST_NUMBER_OF_POINTS = 500
-HOVER_POINTS = 32
 TABLE_ROWS = 11
 SMOOTHED_SHARE = 20  # a smoothed value is the mean over this part of the curve: 1/20
 
 
 @dataclass
 class Series:
-    """One curve: values over places, NaN for a gap; `color` is a number of the page's palette."""
+    """One curve: values over places, NaN for a gap; run, mode and color are numbers (of the page's palette)."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     color: int
-    dashed: bool = False
-    low: Sequence[float] | None = None  # of an interval around y
-    high: Sequence[float] | None = None
+    run: int
+    mode: int
+    low: Sequence[float] = ()  # of an interval around y, where it has one
+    high: Sequence[float] = ()
+
+    @property
+    def band(self) -> tuple[list[float], list[float], list[float]] | None:
+        """(x, low, high) where both are finite; None where they are no area."""
+        points = [each for each in zip(self.x, self.low, self.high, strict=False) if all(map(math.isfinite, each))]
+        x, low, high = (list(side) for side in zip(*points, strict=True)) if len(points) > 1 else ([], [], [])
+        return (x, low, high) if x else None
+
+
+@dataclass
+class Chart:
+    """Curves without a finite value are named in place of drawn; powers: each mark on x is a power of two."""
+
+    name: str
+    title: str
+    series: Sequence[Series]
+    x_label: str
+    y_label: str
+    powers: bool = False
+    note: str = ""
+    drawn: list[Series] = field(init=False)
+    absent: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.drawn = [curve for curve in self.series if np.isfinite(np.asarray(curve.y, float)).any()]
+        labels = [curve.label for curve in self.series if not any(curve is other for other in self.drawn)]
+        self.absent = ", ".join(labels) if labels else "" if self.drawn else "no run has them"
+
+    @property
+    def words(self) -> str:
+        """For readers who do not see it: where every curve begins and ends."""
+        return f"{self.y_label} over {self.x_label}. " + " ".join(_in_words(each, self.x_label) for each in self.drawn)
+
+    @property
+    def numbers(self) -> Table:
+        """A few places from the first to the last."""
+        places = sorted({x for curve in self.drawn for x in curve.x})
+        columns = [dict(zip(curve.x, curve.y, strict=True)) for curve in self.drawn]
+        rows = [
+            [f"{x:g}", *(_cell(column.get(x, math.nan)) for column in columns)]
+            for x in (places[at] for at in spread(len(places), TABLE_ROWS))
+        ]
+        return Table([self.x_label, *(curve.label for curve in self.drawn)], rows)
+
+    @property
+    def from_zero(self) -> bool:
+        """Whether the axis of y begins at 0: it does where it nearly reaches it."""
+        values = [value for each in self.drawn for part in (each.y, each.low, each.high) for value in part]
+        finite = [value for value in values if math.isfinite(value)]
+        return min(finite) >= 0 and min(finite) < 0.4 * max(finite)
+
+
+@dataclass
+class Line:
+    """What is drawn of values: places and values, NaN where the line breaks, and values that stand alone."""
+
+    x: list[float]
+    y: list[float]
+    alone: list[tuple[float, float]]
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -56,136 +114,24 @@ def thin(values: np.ndarray, count: int = LARGEST_NUMBER_OF_POINTS) -> np.ndarra
     return np.array(kept)
 
 
-def line_chart(
-    name: str, title: str, series: Sequence[Series], x_label: str, y_label: str, *, powers: bool = False, note: str = ""
-) -> str:
-    """A figure of all curves: pale raw values, smoothed lines, values on hovering, and its numbers as a table.
-
-    powers: the axis of x has a power of two for every mark. Curves without a finite value are named in place of drawn.
-    """
-    drawn = [curve for curve in series if np.isfinite(np.asarray(curve.y, float)).any()]
-    caption = element("figcaption", element("h3", escape(title)) + (element("p", escape(note)) if note else ""))
-    absent = [curve.label for curve in series if not any(curve is other for other in drawn)]
-    missing = element("p", escape(f"No values: {', '.join(absent) or 'no run has them'}."), {"class": "missing"})
-    if not drawn:
-        return element("figure", caption + missing)
-    axes = _Axes(drawn, powers)
-    body = [axes.draw(x_label, y_label)]
-    body += [_band(curve, axes) for curve in drawn if curve.low is not None and curve.high is not None]
-    body += [_curve(curve, axes) for curve in drawn]
-    words = f"{y_label} over {x_label}. " + " ".join(_in_words(curve, x_label) for curve in drawn)
-    head = element("title", escape(title), {"id": f"{name}-title"})
-    head += element("desc", escape(words), {"id": f"{name}-words"})
-    drawing = element(
-        "svg",
-        head + "".join(body),
-        {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-labelledby": f"{name}-title {name}-words"},
-    )
-    return element("figure", caption + drawing + (missing if absent else "") + _numbers(drawn, x_label))
+def line_of(x: Sequence[float], values: np.ndarray) -> Line:
+    """The thinned values, the line broken wherever one was missing between two of them."""
+    places = thin(values)
+    stretches = list(_stretches(values, places[np.isfinite(values[places])]))
+    line = Line([], [], [(x[stretch[0]], float(values[stretch[0]])) for stretch in stretches if len(stretch) == 1])
+    for number, stretch in enumerate(stretches):
+        if number:
+            line.x.append(x[stretch[0]])
+            line.y.append(math.nan)
+        line.x += [x[place] for place in stretch]
+        line.y += values[stretch].tolist()
+    return line
 
 
-class _Axes:
-    def __init__(self, series: Sequence[Series], powers: bool):
-        places = [float(x) for curve in series for x in curve.x]
-        values = [v for curve in series for part in (curve.y, curve.low, curve.high) if part is not None for v in part]
-        self.powers = powers
-        self.marks = sorted({int(x) for x in places}) if powers else []
-        self.left, self.right = _range([self.scaled(x) for x in places], pad=0.0)
-        low, high = _range([v for v in values if math.isfinite(v)], pad=0.05)
-        finite = [v for v in values if math.isfinite(v)]
-        # an axis that nearly reaches zero begins there, and none goes below it for the sake of the margin alone
-        self.bottom = 0.0 if min(finite) >= 0 and low < 0.35 * high else low
-        self.top = 0.0 if max(finite) <= 0 < high and self.bottom < 0 else high
-
-    def scaled(self, x: float) -> float:
-        return math.log2(x) if self.powers else x
-
-    def x(self, value: float) -> float:
-        share = (self.scaled(value) - self.left) / (self.right - self.left)
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
-
-    def y(self, value: float) -> float:
-        share = (value - self.bottom) / (self.top - self.bottom)
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-
-    def draw(self, x_label: str, y_label: str) -> str:
-        lines, end, base = [], WIDTH - RIGHT, HEIGHT - BOTTOM
-        for value, text in ticks(self.bottom, self.top, 5):
-            at = _short(self.y(value))
-            lines.append(f'<path class="grid" d="M{LEFT} {at}H{end}"/>')
-            lines.append(f'<text x="{LEFT - 6}" y="{at}" dy="0.35em" text-anchor="end">{escape(text)}</text>')
-        marks = [(x, str(x)) for x in self.marks] if self.powers else ticks(self.left, self.right, 6, whole=True)
-        for value, text in marks:
-            at = _short(self.x(value))
-            lines.append(f'<path class="mark" d="M{at} {base}v4"/>')
-            lines.append(f'<text x="{at}" y="{base + 16}" text-anchor="middle">{escape(text)}</text>')
-        lines.append(f'<path class="axis" d="M{LEFT} {TOP}V{base}H{end}"/>')
-        middle = (LEFT + end) / 2
-        lines.append(f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
-        where = f"translate(11 {(TOP + base) / 2}) rotate(-90)"
-        lines.append(f'<text transform="{where}" text-anchor="middle">{escape(y_label)}</text>')
-        return "".join(lines)
-
-
-def ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[tuple[float, str]]:
-    """Round values inside [low, high] with their texts: steps of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-    step = max(1.0, step) if whole else step
-    values = [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-    return [(value, f"{value + 0.0:.6g}") for value in values]
-
-
-def _range(values: Sequence[float], pad: float) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-30):
-        margin = abs(low) * 0.1 or 0.5
-        return low - margin, high + margin
-    return low - pad * (high - low), high + pad * (high - low)
-
-
-def _curve(curve: Series, axes: _Axes) -> str:
-    raw = np.asarray(curve.y, float)
-    line = smooth(raw)
-    look = f"c{curve.color % 8}{' dashed' if curve.dashed else ''}"
-    parts = []
-    if not np.array_equal(line, raw, equal_nan=True):
-        parts.append(f'<path class="raw {look}" d="{_path(curve.x, raw, thin(raw), axes)}"/>')
-    parts.append(f'<path class="line {look}" d="{_path(curve.x, line, thin(line), axes)}"/>')
-    finite = np.flatnonzero(np.isfinite(line))
-    for place in finite[spread(len(finite), HOVER_POINTS)]:
-        at = f'cx="{_short(axes.x(curve.x[place]))}" cy="{_short(axes.y(line[place]))}"'
-        text = escape(f"{curve.label}, {curve.x[place]:g}: {line[place]:.4g}")
-        parts.append(f'<circle class="hover c{curve.color % 8}" {at} r="5"><title>{text}</title></circle>')
-    return "".join(parts)
-
-
-def _path(x: Sequence[float], y: np.ndarray, places: np.ndarray, axes: _Axes) -> str:
-    """A line through the finite values, broken at gaps; a value between two gaps is a dot (a line of no length)."""
-    parts, drawing = [], False
-    gaps = np.concatenate(([0], np.cumsum(~np.isfinite(y))))
-    previous = 0
-    for place in places:
-        if not np.isfinite(y[place]):
-            drawing = False
-            continue
-        point = f"{_short(axes.x(x[place]))} {_short(axes.y(y[place]))}"
-        whole = drawing and gaps[place] == gaps[previous]
-        parts.append(f"L{point}" if whole else f"M{point}h0")
-        drawing, previous = True, place
-    return "".join(parts)
-
-
-def _band(curve: Series, axes: _Axes) -> str:
-    points = [
-        (_short(axes.x(x)), _short(axes.y(low)), _short(axes.y(high)))
-        for x, low, high in zip(curve.x, curve.low, curve.high, strict=True)
-        if math.isfinite(low) and math.isfinite(high)
-    ]
-    there = [f"{x} {high}" for x, _, high in points]
-    back = [f"{x} {low}" for x, low, _ in reversed(points)]
-    return f'<path class="band c{curve.color % 8}" d="M{"L".join(there + back)}Z"/>' if len(points) > 1 else ""
+def _stretches(values: np.ndarray, places: np.ndarray) -> Iterator[np.ndarray]:
+    """The places, parted where a value between two of them is not finite."""
+    gaps = np.cumsum(~np.isfinite(values))
+    return (part for part in np.split(places, np.flatnonzero(np.diff(gaps[places])) + 1) if len(part))
 
 
 def _in_words(curve: Series, x_label: str) -> str:
@@ -196,18 +142,5 @@ def _in_words(curve: Series, x_label: str) -> str:
     return f"{curve.label}: {start:.4g} at {x_label} {first:g}, {end:.4g} at {x_label} {last:g}."
 
 
-def _numbers(series: Sequence[Series], x_label: str) -> str:
-    places = sorted({x for curve in series for x in curve.x})
-    shown = [places[at] for at in spread(len(places), TABLE_ROWS)]
-    values = [dict(zip(curve.x, curve.y, strict=True)) for curve in series]
-    rows = [[f"{x:g}", *(_cell(column.get(x, math.nan)) for column in values)] for x in shown]
-    numbers = table([x_label, *(curve.label for curve in series)], rows)
-    return element("details", element("summary", "Numbers") + numbers)
-
-
 def _cell(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else "–"
-
-
-def _short(value: float) -> str:
-    return f"{value:.1f}"

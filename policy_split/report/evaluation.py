@@ -1,15 +1,15 @@
 """Evaluations of a report: pass@k, every measure of both modes, the KL between them, and runs compared in pairs."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from policy_split.evaluation.comparison import compare
-from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES
+from policy_split.modes import MODE_NAMES, MODES
 
-from .charts import Series, line_chart
-from .page import element, escape, table
+from .charts import Chart, Series
 from .runs import Run, interval, number, section
-from .training import KL, KL_LABELS, run_color, run_label, run_legend
+from .tables import Table, measure_cell
+from .training import KL, KL_LABELS, run_color, run_label
 
 MEASURES = {
     "accuracy": "accuracy",
@@ -21,21 +21,35 @@ MEASURES = {
 }
 
 
-def evaluation_section(runs: Sequence[Run]) -> str:
+@dataclass
+class Against:
+    """The other run minus the first, paired by question; `refused` says why it is not."""
+
+    first: str
+    other: str
+    table: Table | None = None
+    refused: str = ""
+
+
+@dataclass
+class Evaluations:
+    """What the section shows; None for what no run has."""
+
+    missing: list[str]  # runs that were not evaluated
+    chart: Chart | None
+    measures: Table | None
+    divergences: Table | None
+    against: list[Against]
+
+
+def read_evaluations(runs: Sequence[Run]) -> Evaluations:
     evaluated = [run for run in runs if run.evaluation]
-    lines = [
-        element("p", escape(f"{run.name} has no evaluation.json: see policy-split eval."), {"class": "missing"})
-        for run in runs
-        if not run.evaluation
-    ]
+    missing = [run.name for run in runs if not run.evaluation]
     if not evaluated:
-        return "".join(lines)
-    intervals = "In brackets and as bands: 95 % intervals over the questions, where the evaluation has them."
-    chart = line_chart("pass-at-k", "pass@k", _pass_curves(runs), "k", "share of questions", powers=True)
-    parts = [*lines, element("p", intervals, {"class": "quiet"}), run_legend(runs)]
-    parts += [element("div", chart, {"class": "charts"}), _measures(evaluated), _divergences(evaluated)]
-    parts += [_against(evaluated[0], other) for other in evaluated[1:]]
-    return "".join(parts)
+        return Evaluations(missing, None, None, None, [])
+    chart = Chart("pass-at-k", "pass@k", _pass_curves(runs), "k", "share of questions", powers=True)
+    against = [_against(evaluated[0], other) for other in evaluated[1:]]
+    return Evaluations(missing, chart, _measures(evaluated), _divergences(evaluated), against)
 
 
 def _pass_curves(runs: Sequence[Run]) -> list[Series]:
@@ -44,16 +58,16 @@ def _pass_curves(runs: Sequence[Run]) -> list[Series]:
         for mode in MODES:
             found = section(section(section(run.evaluation, "modes"), MODE_NAMES[mode]), "pass_at_k")
             known = {int(k): interval(value) for k, value in found.items() if str(k).isdecimal() and int(k) > 0}
-            points = [(float(k), known[k]) for k in sorted(known) if known[k] is not None]
+            points = [(float(k), value) for k, value in sorted(known.items()) if value is not None]
             # where a point has no interval, its band has no width there
             low, high = ([y[0] if y[side] is None else y[side] for _, y in points] for side in (1, 2))
             x, y = [k for k, _ in points], [y[0] for _, y in points]
-            look = (run_color(runs, place, mode), mode == HIGH_ENTROPY)
-            curves.append(Series(run_label(runs, run, mode), x, y, *look, low, high))
+            color = run_color(runs, place, mode)
+            curves.append(Series(run_label(runs, run, mode), x, y, color, place, mode, low, high))
     return curves
 
 
-def _measures(runs: Sequence[Run]) -> str:
+def _measures(runs: Sequence[Run]) -> Table | None:
     """Every number that some mode of some run has, a row for each run and mode."""
     modes = [(run, mode, section(section(run.evaluation, "modes"), mode)) for run in runs for mode in MODE_NAMES]
     measured = dict.fromkeys(
@@ -61,30 +75,22 @@ def _measures(runs: Sequence[Run]) -> str:
     )
     names = [*(name for name in MEASURES if name in measured), *(name for name in measured if name not in MEASURES)]
     if not names:
-        return element("p", "The evaluations have no numbers of a mode to compare.", {"class": "missing"})
+        return None
     rows = []
     for run, mode, values in modes:
         samples = [number(run.evaluation.get(name)) for name in ("num_questions", "num_samples")]
         counts = [f"{count:.0f}" if count is not None else "–" for count in samples]
-        cells = [_interval(values.get(name)) for name in names]
-        rows.append([escape(f"{run.name}, {mode.replace('_', '-')}"), *cells, *counts])
-    head = ["run and mode", *(MEASURES.get(name, name.replace("_", " ")) for name in names), "questions", "samples"]
-    return element("h3", "Comparison") + table(head, rows)
+        cells = [measure_cell(values.get(name)) for name in names]
+        rows.append([f"{run.name}, {mode.replace('_', '-')}", *cells, *counts])
+    titles = [MEASURES.get(name, str(name).replace("_", " ")) for name in names]
+    return Table(["run and mode", *titles, "questions", "samples"], rows)
 
 
-def _against(first: Run, other: Run) -> str:
-    """The other run minus the first, paired by question: possible where both have answered the same ones."""
-    heading = element("h3", escape(f"{other.name} minus {first.name}, question by question"))
+def _against(first: Run, other: Run) -> Against:
     try:
         compared = compare(other.evaluation, first.evaluation)
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RuntimeError,
-    ) as error:  # files of other tools have what they like
-        return heading + element("p", escape(f"Cannot be compared: {error}"), {"class": "missing"})
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        return Against(first.name, other.name, refused=str(error))  # files of other tools have what they like
     rows = []
     for mode in MODE_NAMES:
         values = section(section(compared, "modes"), mode)
@@ -92,29 +98,15 @@ def _against(first: Run, other: Run) -> str:
         values = {name: value for name, value in values.items() if name != "pass_at_k"} | passes
         for name, value in values.items():
             if interval(value.get("difference")):
-                measure = {**value, "mean": value["difference"]}
                 label = f"{mode.replace('_', '-')}: {MEASURES.get(name, name.replace('_', ' '))}"
-                rows.append([escape(label), _interval(measure), f"{value['p_value']:.3g}"])
-    note = (
-        "Intervals and p-values (two-sided, paired) are over the questions of these two runs alone, not corrected for "
-        "the number of rows; they say nothing about other seeds."
-    )
-    return heading + element("p", note, {"class": "quiet"}) + table(["mode: measure", "difference", "p"], rows)
+                difference = measure_cell({**value, "mean": value["difference"]})
+                rows.append([label, difference, f"{value['p_value']:.3g}"])
+    return Against(first.name, other.name, Table(["mode: measure", "difference", "p"], rows))
 
 
-def _divergences(runs: Sequence[Run]) -> str:
+def _divergences(runs: Sequence[Run]) -> Table | None:
     titles = {KL[mode]: KL_LABELS[mode] for mode in KL}
     titles |= {f"exact_{name}": f"exact {title}" for name, title in titles.items()}
     shown = [name for name in titles if any(interval(run.evaluation.get(name)) for run in runs)]
-    if not shown:
-        return element("p", "The evaluations have no KL between the modes.", {"class": "missing"})
-    rows = [[escape(run.name), *(_interval(run.evaluation.get(name)) for name in shown)] for run in runs]
-    return element("h3", "KL between the modes, nats per token") + table(["run", *(titles[n] for n in shown)], rows)
-
-
-def _interval(value: Any) -> str:
-    found = interval(value)
-    if found is None:
-        return "–"
-    mean, low, high = found
-    return f"{mean:.4g}" if low is None else f"{mean:.4g} {element('small', f'[{low:.4g}, {high:.4g}]')}"
+    rows = [[run.name, *(measure_cell(run.evaluation.get(name)) for name in shown)] for run in runs]
+    return Table(["run", *(titles[name] for name in shown)], rows) if shown else None

@@ -1,95 +1,112 @@
-"""Samples of a report: what both modes wrote to the same question, side by side, entropy as background colour."""
+"""Samples of a report: what both modes wrote to the same question, side by side, entropy as background color."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from policy_split.modes import MODE_NAMES
 
-from .page import element, escape
 from .runs import Run, number
 
 LARGEST_NUMBER_OF_TOKENS = 400  # of one response; what is left out is counted
-SCALE_QUANTILE = 0.97  # of the entropies shown: from here on the colour is full
-STRONGEST = 0.6  # opacity of the full colour: text stays readable on it
+SCALE_QUANTILE = 0.97  # of the entropies shown: from here on the color is full
+STRONGEST = 0.6  # opacity of the full color: text stays readable on it
+THIN_SPACE = "\u2009"
 
 
-def samples_section(runs: Sequence[Run]) -> str:
-    """The last step of every run open, the ones before it folded; one scale of colour for the whole page."""
+@dataclass
+class Token:
+    text: str
+    share: str  # of the full color
+    title: str
+
+
+@dataclass
+class Sample:
+    """One response; the prompt is empty where it is that of the response before."""
+
+    prompt: str
+    tokens: list[Token]
+    completion: str  # in place of tokens, where their entropies are not known
+    left_out: int
+    facts: str
+
+
+@dataclass
+class Step:
+    """The responses of one step by mode; `unknown` counts those of no known mode."""
+
+    step: int
+    sides: dict[str, list[Sample]]
+    unknown: int
+
+
+@dataclass
+class RunSamples:
+    """The last step first; `steps_in_file` counts those that are not shown too."""
+
+    name: str
+    steps: list[Step]
+    steps_in_file: int
+
+
+@dataclass
+class Samples:
+    """Every run on one scale: (entropy, share of the full color) from none to full; empty without entropies."""
+
+    scale: list[tuple[str, str]]
+    runs: list[RunSamples]
+
+
+def read_samples(runs: Sequence[Run]) -> Samples:
     rows = [row for run in runs for step in run.samples.values() for row in step]
     found = sorted(value for row in rows for value in _entropies(row) if value is not None)
     # not the largest: a single odd token would make all the others pale
-    scale = found[round(SCALE_QUANTILE * (len(found) - 1))] if found else 0.0
-    parts = [_key(scale)] if scale > 0 else []
-    for run in runs:
-        parts.append(element("h3", escape(run.name)))
-        if not run.samples:
-            parts.append(element("p", "No samples: the run has no samples.jsonl.", {"class": "missing"}))
-            continue
-        if run.steps_with_samples > len(run.samples):
-            text = f"{len(run.samples)} of the {run.steps_with_samples} steps with samples are shown."
-            parts.append(element("p", text, {"class": "quiet"}))
-        last = max(run.samples)
-        for step, shown in sorted(run.samples.items(), reverse=True):
-            inner = element("summary", f"step {step}") + _sides(shown, scale)
-            parts.append(f"<details{' open' if step == last else ''}>{inner}</details>")
-    return "".join(parts)
+    full = found[round(SCALE_QUANTILE * (len(found) - 1))] if found else 0.0
+    marks = [(f"{full * share:.2f}", f"{share * STRONGEST:.2f}") for share in (0, 0.25, 0.5, 0.75, 1)]
+    shown = [
+        RunSamples(
+            run.name,
+            [_step(step, own, full) for step, own in sorted(run.samples.items(), reverse=True)],
+            run.steps_with_samples,
+        )
+        for run in runs
+    ]
+    return Samples(marks if full > 0 else [], shown)
 
 
-def _key(scale: float) -> str:
-    steps = "".join(
-        element("span", f"{scale * share:.2f}", {"style": f"--h:{share * STRONGEST:.2f}"})
-        for share in (0, 0.25, 0.5, 0.75, 1)
-    )
-    return element("p", f"Entropy of each token in nats: {steps} and above", {"class": "scale"})
-
-
-def _sides(rows: Sequence[Mapping[str, Any]], scale: float) -> str:
-    sides = []
+def _step(step: int, rows: Sequence[Mapping[str, Any]], full: float) -> Step:
+    sides = {}
     for mode in MODE_NAMES:
         own = [row for row in rows if row.get("mode") == mode]
-        inner = element("h4", f"{mode.replace('_', '-')} mode")
-        prompts = [str(row.get("prompt", "")) for row in own]
-        for place, row in enumerate(own):
-            # the prompt once for the responses that share it
-            prompt = prompts[place] if place == 0 or prompts[place] != prompts[place - 1] else ""
-            inner += _sample(row, prompt, scale)
-        if not own:
-            inner += element("p", "No sample of this mode at this step.", {"class": "missing"})
-        sides.append(element("div", inner))
-    other = len([row for row in rows if row.get("mode") not in MODE_NAMES])
-    left_out = element("p", f"{other} of an unknown mode left out.", {"class": "missing"}) if other else ""
-    return element("div", "".join(sides), {"class": "sides"}) + left_out
+        prompts = ["", *(str(row.get("prompt", "")) for row in own)]
+        sides[f"{mode.replace('_', '-')} mode"] = [
+            _sample(row, prompt if prompt != before else "", full)
+            for row, before, prompt in zip(own, prompts, prompts[1:], strict=False)
+        ]
+    return Step(step, sides, sum(row.get("mode") not in MODE_NAMES for row in rows))
 
 
-def _sample(row: Mapping[str, Any], prompt: str, scale: float) -> str:
+def _sample(row: Mapping[str, Any], prompt: str, full: float) -> Sample:
     entropies, reward = _entropies(row), number(row.get("reward"))
-    facts = [f"reward {reward:.4g}" if reward is not None else "no reward"]
     finite = [value for value in entropies if value is not None]
-    if entropies:
-        facts.append(f"{len(entropies)} tokens")
+    facts = [f"reward {reward:.4g}" if reward is not None else "no reward"]
+    facts += [f"{len(entropies)} tokens"] if entropies else []
     facts.append(f"mean entropy {sum(finite) / len(finite):.3f} nats" if finite else "no entropies")
-    inner = _text(escape(prompt), "text prompt") if prompt else ""
-    if entropies:
-        shown = list(zip(row["tokens"], entropies, strict=True))[:LARGEST_NUMBER_OF_TOKENS]
-        inner += _text("".join(_token(str(text), value, scale) for text, value in shown), "text")
-        if len(entropies) > len(shown):
-            inner += element("p", f"{len(entropies) - len(shown)} more tokens are not shown.", {"class": "missing"})
-    else:
-        inner += _text(escape(str(row.get("completion", ""))), "text")
-    return element("div", inner + element("p", ", ".join(facts), {"class": "quiet"}), {"class": "sample"})
+    texts = row["tokens"] if entropies else []
+    pairs = list(zip(texts, entropies, strict=True))[:LARGEST_NUMBER_OF_TOKENS]
+    tokens = [_token(str(text), value, full) for text, value in pairs]
+    completion = "" if entropies else str(row.get("completion", ""))
+    return Sample(prompt, tokens, completion, len(entropies) - len(tokens), ", ".join(facts))
 
 
-def _text(inner: str, kind: str) -> str:
-    return element("div", inner, {"class": kind, "dir": "auto"})
-
-
-def _token(text: str, entropy: float | None, scale: float) -> str:
+def _token(text: str, entropy: float | None, full: float) -> Token:
+    # a token that ends within a character has no text of its own; a thin space keeps its place and its color
+    shown = text or THIN_SPACE
     if entropy is None:
-        return element("span", escape(text), {"class": "token", "style": "--h:0", "title": "no finite entropy"})
-    share = min(max(entropy / scale, 0.0), 1.0) * STRONGEST if scale > 0 else 0.0
-    # a token that ends within a character has no text of its own; a thin space keeps its place and its colour
-    shown = escape(text) or "\u2009"
-    return element("span", shown, {"class": "token", "style": f"--h:{share:.2f}", "title": f"{entropy:.3f} nats"})
+        return Token(shown, "0", "no finite entropy")
+    share = min(max(entropy / full, 0.0), 1.0) * STRONGEST if full > 0 else 0.0
+    return Token(shown, f"{share:.2f}", f"{entropy:.3f} nats")
 
 
 def _entropies(row: Mapping[str, Any]) -> list[float | None]:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES
 
-from .charts import Series, line_chart
-from .page import element, legend
+from .charts import Chart, Series
 from .runs import Run, number
+from .tables import Entry
 
 # columns of metrics.jsonl behind the mode's name -> (title, unit)
 MODE_CURVES = {
@@ -20,9 +20,9 @@ KL = {"normal": "kl_normal_high", "high_entropy": "kl_high_normal"}
 KL_LABELS = {"normal": "KL(normal || high-entropy)", "high_entropy": "KL(high-entropy || normal)"}
 
 
-def training_section(runs: Sequence[Run]) -> str:
+def training_charts(runs: Sequence[Run]) -> list[Chart]:
     charts = [
-        line_chart(f"training-{name}", title, _curves(runs, [f"{mode}/{name}" for mode in MODE_NAMES]), "step", unit)
+        Chart(f"training-{name}", title, _curves(runs, [f"{mode}/{name}" for mode in MODE_NAMES]), "step", unit)
         for name, (title, unit) in MODE_CURVES.items()
     ]
     note = f"On the normal mode's responses: {KL_LABELS['normal']}; on the others: {KL_LABELS['high_entropy']}."
@@ -31,10 +31,8 @@ def training_section(runs: Sequence[Run]) -> str:
         # the exact one is an option of the trainer: no chart where no run has it
         if not prefix or any(math.isfinite(y) for curve in curves for y in curve.y):
             name = f"training-{prefix.replace('_', '-')}kl"
-            charts.append(line_chart(name, title, curves, "step", "nats per token", note=note))
-    smoothed = "Lines are smoothed over a twentieth of the run, the values themselves are pale behind them."
-    figures = element("div", "".join(charts), {"class": "charts"})
-    return element("p", smoothed, {"class": "quiet"}) + run_legend(runs) + figures
+            charts.append(Chart(name, title, curves, "step", "nats per token", note=note))
+    return charts
 
 
 def _curves(runs: Sequence[Run], columns: Sequence[str]) -> list[Series]:
@@ -45,8 +43,7 @@ def _curves(runs: Sequence[Run], columns: Sequence[str]) -> list[Series]:
         for mode, column in zip(MODES, columns, strict=True):
             values = [number(row.get(column)) for row in run.metrics]
             gaps = [math.nan if value is None else value for value in values]
-            look = (run_color(runs, place, mode), mode == HIGH_ENTROPY)
-            curves.append(Series(run_label(runs, run, mode), steps, gaps, *look))
+            curves.append(Series(run_label(runs, run, mode), steps, gaps, run_color(runs, place, mode), place, mode))
     return curves
 
 
@@ -60,8 +57,11 @@ def run_label(runs: Sequence[Run], run: Run, mode: int) -> str:
     return f"{run.name}, {name}" if len(runs) > 1 else name
 
 
-def run_legend(runs: Sequence[Run]) -> str:
-    if len(runs) == 1:
-        return legend([(mode, mode == HIGH_ENTROPY, f"{run_label(runs, runs[0], mode)} mode") for mode in MODES])
-    modes = [(None, mode == HIGH_ENTROPY, f"{MODE_NAMES[mode].replace('_', '-')} mode") for mode in MODES]
-    return legend([*((place, False, run.name) for place, run in enumerate(runs)), *modes])
+def run_legend(runs: Sequence[Run]) -> list[Entry]:
+    """Both modes, and every run where there are several."""
+    alone = len(runs) == 1
+    modes = [
+        Entry(f"{MODE_NAMES[mode].replace('_', '-')} mode", mode if alone else None, mode == HIGH_ENTROPY, mode=mode)
+        for mode in MODES
+    ]
+    return modes if alone else [*(Entry(run.name, place, run=place) for place, run in enumerate(runs)), *modes]

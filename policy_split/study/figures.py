@@ -1,7 +1,5 @@
 """The curves of a study as SVG: entropy, reward and KL over the steps, mean and range over the seeds."""
 
-import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import numpy as np
 
 from policy_split.extras import import_extra
 from policy_split.modes import HIGH_ENTROPY, MODE_NAMES
+from policy_split.report.svg import svg_of
 from policy_split.storage.whole_folder import replace_text
 
 from .curves import Curve
@@ -39,14 +38,8 @@ def draw_curves(curves: Sequence[Curve], target: Path) -> None:
 
 
 def write_svg(figure: Any, target: Path) -> None:
-    """The figure with its text as text and its places to a hundredth of a point, which are half of a file of curves."""
-    drawn = io.StringIO()
-    options = {"svg.hashsalt": "policy-split", "svg.fonttype": "none"}
-    with import_extra("matplotlib", "policy-split study").rc_context(options):
-        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
-    short = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", drawn.getvalue())
     target.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(target, short)
+    replace_text(target, svg_of(figure, "policy-split", "policy-split study"))
 
 
 def _draw(axes: Any, curve: Curve, color: str) -> Any:

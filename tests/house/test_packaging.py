@@ -51,6 +51,9 @@ def test_wheel(tmp_path):
         f"policy_split_kernels/cpu/libpolicy_split_kernels_{instruction_set}.so" for instruction_set in LIBRARIES
     }
     assert "policy_split/training/trainer.py" in names
+    templates = {path.name for path in (ROOT / "policy_split/report/templates").iterdir()}
+    assert {n.rpartition("/")[2] for n in names if n.startswith("policy_split/report/templates/")} == templates
+    assert {"page.html.j2", "style.css", "charts.js"} <= templates
     assert not [name for name in names if name.startswith(("kernels/", "tests/", "benchmarks/"))]
 
 
