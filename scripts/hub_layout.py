@@ -21,7 +21,7 @@ PUBLIC = {
     "linear": ("TokenLossOutput", "linear_logprobs_and_entropy", "linear_token_loss"),
     "logprobs": ("LogprobsAndEntropy", "logprobs_and_entropy"),
 }
-OPERATIONS = 'f"policy_split::{name}"'  # where ops.py names them
+NAMESPACE = '_own_library("policy_split")'  # of the operations, in ops.py
 ENTRY = '''"""Log-probs, entropy and divergences straight from logits or hidden states: kernels of policy-split."""
 
 {imports}
@@ -53,9 +53,9 @@ def write(folder: Path) -> Path:
     sources = {path.relative_to(KERNELS).as_posix(): path.read_text(encoding="utf-8") for path in paths}
     digest = hashlib.sha256("".join(sources.values()).encode()).hexdigest()[:10]
     identity = f"_{NAME}_{digest}"
-    if sources["ops.py"].count(OPERATIONS) != 1:
-        raise RuntimeError(f"ops.py does not name its operations by {OPERATIONS} in one place")
-    sources["ops.py"] = sources["ops.py"].replace(OPERATIONS, f'f"{identity}::{{name}}"')
+    if sources["ops.py"].count(NAMESPACE) != 1:
+        raise RuntimeError(f"ops.py does not name the namespace of its operations by {NAMESPACE} in one place")
+    sources["ops.py"] = sources["ops.py"].replace(NAMESPACE, f'_own_library("{identity}")')
     imports = "\n".join(f"from .{module} import {', '.join(names)}" for module, names in PUBLIC.items())
     names = "\n".join(f'    "{name}",' for group in PUBLIC.values() for name in group)
     sources["__init__.py"] = ENTRY.format(imports=imports, names=names)

@@ -11,57 +11,91 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from . import ops
+from .watchers import can_ask
+
+Function = Callable[..., tuple[Tensor, ...]]
 
 GRADIENT_IN_BACKWARD = (torch.float16,)
 
 
+def statistics_rows(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """The four vectors of `contract.RowStatistics`; logprobs and entropy are differentiable in logits."""
+    return _rows(ops.logprobs_entropy, _statistics, (logits,), *arguments)
+
+
+def divergence_rows(logits_a: Tensor, logits_b: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """The eight vectors of `contract.DivergenceRows`; the first four are differentiable in both logits."""
+    return _rows(ops.divergence, _divergence, (logits_a, logits_b), *arguments)
+
+
 def loss_rows(logits: Tensor, *arguments: Any, inplace_gradient: bool = False) -> tuple[Tensor, ...]:
-    """The nine vectors of `reference.LossRows`; losses are differentiable in logits, the rest is detached."""
-    if torch.is_grad_enabled() and logits.requires_grad:
+    """The first five vectors of `contract.LossRows`; losses are differentiable in logits, the rest is detached."""
+    if logits.requires_grad and torch.is_grad_enabled():
         return _loss(logits, inplace_gradient, *arguments)
-    rows: tuple[Tensor, ...] = ops.dual_mode_loss(logits, *arguments)
+    rows: tuple[Tensor, ...] = ops.call(ops.dual_mode_loss, logits, *arguments)
+    return rows[:5]
+
+
+def _rows(op: OpOverload, function: Function, logits: tuple[Tensor, ...], *arguments: Any) -> tuple[Tensor, ...]:
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and any(x.requires_grad for x in logits):
+        return function(*logits, *arguments)  # where autograd would lead the op, too
+    rows: tuple[Tensor, ...] = ops.call(op, *logits, *arguments)
     return rows
 
 
-def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, targets, inverse_temperature, mask, ctx.softcap, keep_mask = inputs
-    _, entropy, row_max, log_sum = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(row_max, log_sum)
-    ctx.save_for_backward(logits, targets, inverse_temperature, mask, keep_mask, row_max, log_sum, entropy)
+class _Statistics(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        ctx.set_materialize_grads(False)
+        logits, targets, inverse_temperature, mask, ctx.softcap, keep_mask = inputs
+        rows = ops.call(ops.logprobs_entropy, *inputs)
+        _, entropy, row_max, log_sum = rows
+        ctx.mark_non_differentiable(row_max, log_sum)
+        ctx.save_for_backward(logits, targets, inverse_temperature, mask, keep_mask, row_max, log_sum, entropy.clone())
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None, *_: Any) -> Any:
+        nothing = (None,) * 5
+        if grad_logprobs is None and grad_entropy is None:
+            return None, *nothing
+        _refuse_second_derivative()
+        *tokens, keep_mask, row_max, log_sum, entropy = ctx.saved_tensors
+        grads = (torch.zeros_like(entropy) if g is None else g.contiguous() for g in (grad_logprobs, grad_entropy))
+        arguments = (*tokens, ctx.softcap, keep_mask, row_max, log_sum, entropy)
+        return ops.call(ops.logprobs_entropy_gradient, *arguments, *grads), *nothing
 
 
-def _statistics_backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None, *_: Any) -> Any:
-    nothing = (None,) * 5
-    if grad_logprobs is None and grad_entropy is None:
-        return None, *nothing
-    *tokens, keep_mask, row_max, log_sum, entropy = ctx.saved_tensors
-    grads = (torch.zeros_like(entropy) if g is None else g.contiguous() for g in (grad_logprobs, grad_entropy))
-    return ops.logprobs_entropy_gradient(*tokens, ctx.softcap, keep_mask, row_max, log_sum, entropy, *grads), *nothing
+_statistics: Function = _Statistics.apply
+ops.differentiable(ops.logprobs_entropy, _statistics, 1)
 
 
-ops.logprobs_entropy.register_autograd(_statistics_backward, setup_context=_save_statistics)
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        ctx.set_materialize_grads(False)
+        rows = ops.call(ops.divergence, *inputs)
+        ctx.mark_non_differentiable(*rows[4:])
+        ctx.save_for_backward(*inputs, *(x.clone() for x in rows[:4]), *rows[4:])
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+        wants = ctx.needs_input_grad[:2]
+        if all(g is None for g in upstream[:4]):
+            return None, None, None, None
+        _refuse_second_derivative()
+        saved = ctx.saved_tensors
+        vectors = (torch.zeros_like(saved[4]) if g is None else g.contiguous() for g in upstream[:4])
+        grads = ops.call(ops.divergence_gradient, *saved, *vectors, *wants)
+        return *(grad if wanted else None for grad, wanted in zip(grads, wants, strict=True)), None, None
 
 
-def _save_divergence(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[4:])
-    ctx.save_for_backward(*inputs, *output)
-
-
-def _divergence_backward(ctx: Any, *upstream: Tensor | None) -> Any:
-    wants = ctx.needs_input_grad[:2]
-    if all(g is None for g in upstream[:4]):
-        return None, None, None, None
-    saved = ctx.saved_tensors
-    vectors = (torch.zeros_like(saved[4]) if g is None else g.contiguous() for g in upstream[:4])
-    grads = ops.divergence_gradient(*saved, *vectors, *wants)
-    return *(grad if wanted else None for grad, wanted in zip(grads, wants, strict=True)), None, None
-
-
-ops.divergence.register_autograd(_divergence_backward, setup_context=_save_divergence)
+_divergence: Function = _Divergence.apply
+ops.differentiable(ops.divergence, _divergence, 2)
 
 
 class _Loss(torch.autograd.Function):
@@ -73,25 +107,24 @@ class _Loss(torch.autograd.Function):
         ctx.inplace, ctx.spent, ctx.formed = inplace, False, None
         data = logits.detach()
         if logits.dtype in GRADIENT_IN_BACKWARD:
-            rows = ops.dual_mode_loss(data, *arguments)
+            rows = ops.call(ops.dual_mode_loss, data, *arguments)
         elif inplace:
-            rows, ctx.formed = ops.dual_mode_loss_with_gradient_(data, *arguments), data
+            rows, ctx.formed = ops.call(ops.dual_mode_loss_with_gradient_, data, *arguments), data
         else:
-            *rows, ctx.formed = ops.dual_mode_loss_with_gradient(data, *arguments)
-        _, _, entropy, _, _, row_max, log_sum, grad_logprobs, grad_entropy = rows
-        ctx.mark_non_differentiable(*rows[1:])
+            *rows, ctx.formed = ops.call(ops.dual_mode_loss_with_gradient, data, *arguments)
+        losses, logprobs, entropy, kl, clipped, *saved = rows
+        ctx.mark_non_differentiable(logprobs, entropy, kl, clipped)
         kept = None if inplace and ctx.formed is not None else logits
         *tokens, ctx.softcap, keep_mask = arguments[:5]
-        ctx.save_for_backward(kept, *tokens, keep_mask, row_max, log_sum, entropy, grad_logprobs, grad_entropy)
-        return tuple(rows)
+        ctx.save_for_backward(kept, *tokens, keep_mask, entropy.clone(), *saved)
+        return losses, logprobs, entropy, kl, clipped
 
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor | None, *_: Any) -> Any:
         nothing = (None,) * (len(ctx.needs_input_grad) - 1)
         if grad_losses is None:
             return None, *nothing
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError("the dual-mode loss can be differentiated once: create_graph=True is not supported")
+        _refuse_second_derivative()
         if ctx.spent and ctx.inplace:
             raise RuntimeError(
                 "second backward through a loss with inplace_gradient=True: its logits have become the gradient and "
@@ -99,16 +132,27 @@ class _Loss(torch.autograd.Function):
             )
         formed, ctx.formed, ctx.spent = ctx.formed, None, True
         if formed is not None:
-            ops.scale_rows_(formed, grad_losses.contiguous())
+            if not _is_one(grad_losses):
+                ops.call(ops.scale_rows_, formed, grad_losses.contiguous())
             return formed, *nothing
-        logits, *tokens, keep_mask, row_max, log_sum, entropy, grad_logprobs, grad_entropy = ctx.saved_tensors
+        logits, *tokens, keep_mask, entropy, row_max, log_sum, grad_logprobs, grad_entropy = ctx.saved_tensors
         upstream = (grad_logprobs * grad_losses, grad_entropy * grad_losses)
         arguments = (*tokens, ctx.softcap, keep_mask, row_max, log_sum, entropy, *upstream)
         if not ctx.inplace:
-            return ops.logprobs_entropy_gradient(logits.detach(), *arguments), *nothing
+            return ops.call(ops.logprobs_entropy_gradient, logits.detach(), *arguments), *nothing
         data = logits.detach()
-        ops.logprobs_entropy_gradient_(data, *arguments)
+        ops.call(ops.logprobs_entropy_gradient_, data, *arguments)
         return data, *nothing
 
 
-_loss: Callable[..., tuple[Tensor, ...]] = _Loss.apply
+_loss: Function = _Loss.apply
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError("these gradients can be differentiated once: create_graph=True is not supported")
+
+
+def _is_one(upstream: Tensor) -> bool:
+    """Whether it is known for free that nothing is to be multiplied: the kernel finds out for itself, at a call."""
+    return can_ask(upstream) and upstream.stride() == (0,) and upstream.numel() > 0 and float(upstream[0]) == 1

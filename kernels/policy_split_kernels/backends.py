@@ -1,8 +1,10 @@
 """The one place that decides which backend computes: Triton on GPUs, C++ on CPUs, plain PyTorch anywhere."""
 
+import functools
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from types import ModuleType
 
@@ -41,7 +43,16 @@ def cells(device: torch.device, family: str = "logits") -> ModuleType:
         _check_native(device)
     if name == "triton":
         _check_triton(device)
-    return importlib.import_module(f".{COLUMNS[name]}.{family}", __package__)
+    return _module(f".{COLUMNS[name]}.{family}")
+
+
+@functools.cache
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(name, __package__)
+
+
+def _triton_is_there() -> bool:
+    return "triton" in sys.modules or importlib.util.find_spec("triton") is not None
 
 
 def _checked(name: str, where: str) -> str:
@@ -51,10 +62,10 @@ def _checked(name: str, where: str) -> str:
 
 
 def _fastest(device: torch.device) -> str:
-    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+    if device.type == "cuda" and _triton_is_there():
         return "triton"
     if device.type == "cpu":
-        native = importlib.import_module(".cpu.library", __package__)
+        native = _module(".cpu.library")
         if native.opened() is not None:
             return "native"
         warnings.warn(f"{native.why_missing()}; plain PyTorch serves, many times slower", RuntimeWarning, stacklevel=2)
@@ -64,13 +75,13 @@ def _fastest(device: torch.device) -> str:
 def _check_native(device: torch.device) -> None:
     if device.type != "cpu":
         raise ValueError(f"backend 'native' computes on CPU tensors, these are on {device}; use 'triton' or 'auto'")
-    native = importlib.import_module(".cpu.library", __package__)
+    native = _module(".cpu.library")
     if native.opened() is None:
         raise RuntimeError(f"backend 'native': {native.why_missing()}")
 
 
 def _check_triton(device: torch.device) -> None:
-    if importlib.util.find_spec("triton") is None:
+    if not _triton_is_there():
         raise RuntimeError("backend 'triton': the package triton is not installed; pip install triton")
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if device.type != "cuda" and not interpreted:

@@ -4,9 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from . import (
-    ops,
-)
+from .autograd import divergence_rows
 from .rows import as_rows, inverse_temperature_vector, mask_vector
 
 
@@ -51,5 +49,7 @@ def mode_divergence(
         if a != b:
             error = TypeError if name == "dtype" else ValueError
             raise error(f"logits_a and logits_b must have the same {name}, got {a} and {b}")
-    out = ops.divergence(rows_a, rows_b, inverse_temperature_vector(temperature, logits_a), mask_vector(mask, logits_a))
+    out = divergence_rows(
+        rows_a, rows_b, inverse_temperature_vector(temperature, logits_a), mask_vector(mask, logits_a)
+    )
     return ModeDivergence(*(x.view(logits_a.shape[:-1]) for x in out[:4]))

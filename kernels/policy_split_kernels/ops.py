@@ -1,22 +1,22 @@
 """torch.library: the schema and the fake of every operation; the only door to the backends.
 
 Arguments are those of `reference`, in its order: logits (B, T, V), per-row vectors (N,). A name that ends in an
-underscore writes over its first argument. `autograd` holds the formulas.
+underscore writes over its first argument. `autograd` holds the formulas of those that are differentiable.
 """
 
+import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
+from torch._ops import OpOverload
+from torch.autograd.graph import increment_version
 
 from .backends import cells
 from .contract import statistics_dtype
 from .memory import empty_like_dense
-
-if TYPE_CHECKING:
-    from torch._library.custom_ops import CustomOpDef
+from .watchers import nobody_else
 
 _STATISTICS = "Tensor targets, Tensor inverse_temperature, Tensor? mask, float? softcap, Tensor? keep_mask"
 _GRADIENT = "Tensor row_max, Tensor log_sum, Tensor entropy, Tensor grad_logprobs, Tensor grad_entropy"
@@ -39,10 +39,59 @@ def _schema(*arguments: str, returns: int) -> str:
     return f"({', '.join(arguments)}) -> {outputs}"
 
 
-def _op(name: str, *arguments: str, returns: int) -> "Callable[[Callable[..., Any]], CustomOpDef]":
-    written = (arguments[0].split()[-1],) if "!" in arguments[0] else ()
-    schema = _schema(*arguments, returns=returns)
-    return custom_op(f"policy_split::{name}", mutates_args=written, schema=schema)
+def _own_library(name: str) -> torch.library.Library:
+    """Of this copy of the sources alone: a second one in the process has a namespace, and so a backend, of its own."""
+    names = (name if copy == 1 else f"{name}_{copy}" for copy in itertools.count(1))
+    free = next(x for x in names if not hasattr(getattr(torch.ops, x), "logprobs_entropy"))
+    return torch.library.Library(free, "FRAGMENT")
+
+
+_LIBRARY = _own_library("policy_split")  # what is registered goes with it
+
+
+_KERNELS: dict[OpOverload, Callable[..., Any]] = {}
+
+
+def _op(name: str, *arguments: str, returns: int) -> Callable[[Callable[..., Any]], OpOverload]:
+    """Register a function for every device, as a plain kernel: a call of a `custom_op` costs several times as much."""
+    written = "!" in arguments[0]
+
+    def register(function: Callable[..., Any]) -> OpOverload:
+        def writing(x: Tensor, *rest: Any) -> Any:
+            increment_version(x)  # else what a backward has saved of it would serve unnoticed
+            return function(x, *rest)
+
+        kernel = writing if written else function
+        _LIBRARY.define(name + _schema(*arguments, returns=returns), tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+        op: OpOverload = getattr(getattr(torch.ops, _LIBRARY.ns), name).default
+        _KERNELS[op] = kernel
+        return op
+
+    return register
+
+
+def call(op: OpOverload, x: Tensor, *arguments: Any) -> Any:
+    """op(x, ...), of which no gradient is asked, by its kernel directly where the dispatcher would only find that.
+
+    The way through the dispatcher costs as much as the work on a few short rows.
+    """
+    return _KERNELS[op](x, *arguments) if nobody_else(x) else op(x, *arguments)
+
+
+def differentiable(op: OpOverload, apply: Callable[..., Any], logits: int) -> None:
+    """Leave op to a Function where one of its first arguments, `logits` of them, requires grad."""
+
+    def autograd(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
+        if torch.is_grad_enabled() and any(x.requires_grad for x in arguments[:logits]):
+            return apply(*arguments)
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+    _LIBRARY.impl(op._opname, autograd, "Autograd", with_keyset=True)
+
+
+def _fake(op: OpOverload, function: Callable[..., Any]) -> None:
+    torch.library.register_fake(op.name(), function)
 
 
 def _dense_like(logits: Tensor) -> Tensor:
@@ -111,17 +160,18 @@ def _loss_rows(logits: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return (*_row_vectors(logits, 4), clipped, *_row_vectors(logits, 4))
 
 
-logprobs_entropy.register_fake(lambda logits, *_: _row_vectors(logits, 4))
-logprobs_entropy_gradient.register_fake(lambda logits, *_: _dense_like(logits))
-logprobs_entropy_gradient_.register_fake(lambda *_: None)
-dual_mode_loss.register_fake(_loss_rows)
-dual_mode_loss_with_gradient.register_fake(lambda logits, *_: (*_loss_rows(logits), _dense_like(logits)))
-dual_mode_loss_with_gradient_.register_fake(_loss_rows)
-divergence.register_fake(lambda logits_a, *_: _row_vectors(logits_a, 8))
-divergence_gradient.register_fake(
+_fake(logprobs_entropy, lambda logits, *_: _row_vectors(logits, 4))
+_fake(logprobs_entropy_gradient, lambda logits, *_: _dense_like(logits))
+_fake(logprobs_entropy_gradient_, lambda *_: None)
+_fake(dual_mode_loss, _loss_rows)
+_fake(dual_mode_loss_with_gradient, lambda logits, *_: (*_loss_rows(logits), _dense_like(logits)))
+_fake(dual_mode_loss_with_gradient_, _loss_rows)
+_fake(divergence, lambda logits_a, *_: _row_vectors(logits_a, 8))
+_fake(
+    divergence_gradient,
     lambda logits_a, logits_b, *arguments: tuple(
         _dense_like(x) if wants else x.new_empty((0,))
         for x, wants in zip((logits_a, logits_b), arguments[-2:], strict=True)
-    )
+    ),
 )
-scale_rows_.register_fake(lambda *_: None)
+_fake(scale_rows_, lambda *_: None)

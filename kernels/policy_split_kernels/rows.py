@@ -1,11 +1,13 @@
 """From what callers have (any leading shape) to what the kernels take (rows and per-row vectors), with the checks."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .contract import statistics_dtype, valid_rows
+from .watchers import can_ask
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -31,8 +33,10 @@ def rows_lie_apart(logits: Tensor) -> bool:
 def _as_three(x: Tensor) -> Tensor:
     if x.stride(-1) != 1:
         x = x.contiguous()
-    if x.dim() < 3:
-        return x.reshape(1, -1, x.shape[-1])
+    if x.dim() == 2:
+        return x.unsqueeze(0)
+    if x.dim() < 2:
+        return x.reshape(1, 1, -1)
     return x if x.dim() == 3 else x.flatten(0, -3)
 
 
@@ -49,7 +53,18 @@ def token_vector(name: str, x: Tensor, logits: Tensor, dtype: torch.dtype | None
         raise ValueError(f"{name} is on {x.device}, logits are on {logits.device}; expected the same device")
     if dtype is not None and dtype.is_floating_point and not (x.dtype.is_floating_point or x.dtype in _INTEGERS):
         raise TypeError(f"{name} must hold real numbers, got {x.dtype}")
-    return x.detach().to(dtype or x.dtype).reshape(-1).contiguous()
+    return _flat(x, dtype or x.dtype)
+
+
+def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as (N,), contiguous, detached; nothing is called that has nothing to do."""
+    if x.requires_grad:
+        x = x.detach()
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    if x.dim() != 1:
+        x = x.reshape(-1)
+    return x if x.is_contiguous() else x.contiguous()
 
 
 def target_vector(targets: Tensor, logits: Tensor, name: str = "targets") -> Tensor:
@@ -65,7 +80,8 @@ def check_token_ids(name: str, x: Tensor) -> None:
 def mask_vector(mask: Tensor | None, logits: Tensor, name: str = "mask") -> Tensor | None:
     if mask is None:
         return None
-    return token_vector(name, mask, logits) != 0
+    mask = token_vector(name, mask, logits)
+    return mask if mask.dtype == torch.bool else mask != 0
 
 
 def float_vector(name: str, x: Tensor | None, logits: Tensor) -> Tensor | None:
@@ -78,12 +94,14 @@ def inverse_temperature_vector(temperature: float | Tensor, logits: Tensor) -> T
     if not isinstance(temperature, Tensor):
         if not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(f"temperature must be finite and > 0, got {temperature}")
+        if can_ask(logits):
+            return constant((1.0 / temperature,), dtype)
         return torch.full((1,), 1.0 / temperature, dtype=dtype, device=logits.device)
     if temperature.numel() == 1:
         temperature = temperature.detach().to(logits.device).reshape(1)
     else:
         temperature = token_vector("temperature", temperature, logits, dtype)
-    if temperature.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((temperature > 0).all()):
+    if can_ask(temperature) and not bool((temperature > 0).all()):
         raise ValueError(f"temperature must be > 0 in every row, got {float(temperature.min())}")
     return temperature.to(dtype).reciprocal()
 
@@ -91,7 +109,22 @@ def inverse_temperature_vector(temperature: float | Tensor, logits: Tensor) -> T
 def mean_weights(targets: Tensor, mask: Tensor | None, logits: Tensor) -> Tensor:
     """1 / number of valid rows, for each of them: (N,)."""
     valid, dtype = valid_rows(targets, mask), statistics_dtype(logits.dtype)
+    if can_ask(valid):
+        return torch.full(valid.shape, 1 / max(1, int(valid.count_nonzero())), dtype=dtype)
     return valid.sum().clamp(min=1).to(dtype).reciprocal().expand(targets.shape).contiguous()
+
+
+def constant(values: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor on the CPU that nobody changes; making one costs as much as a small kernel."""
+    made = _constants.get((values, dtype))
+    if made is None:
+        with torch.inference_mode(False):
+            made = torch.tensor(values, dtype=dtype)
+        if type(made) is Tensor:  # and no fake
+            if len(_constants) > 100:
+                _constants.clear()
+            _constants[values, dtype] = made
+    return made
 
 
 def softcap_value(softcap: float | None) -> float | None:
@@ -119,3 +152,5 @@ def keep_rows(keep_mask: Tensor | None, logits: Tensor) -> Tensor | None:
 
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+_constants: dict[tuple[tuple[Any, ...], torch.dtype], Tensor] = {}

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import ops
+from .autograd import statistics_rows
 from .contract import ELSEWHERE, IGNORE_INDEX, RowStatistics, check_targets, valid_rows
 from .outside_graphs import outside_graphs
 
@@ -125,7 +126,7 @@ def statistics_of_rows(
 ) -> RowStatistics:
     """`reference.logprobs_entropy` of whole rows, differentiable in logits, which may be split over a group."""
     if process_group is None:
-        return RowStatistics(*ops.logprobs_entropy(logits, targets, inverse_temperature, mask, softcap, keep_mask))
+        return RowStatistics(*statistics_rows(logits, targets, inverse_temperature, mask, softcap, keep_mask))
     valid = valid_rows(targets, mask)
     return _statistics_of_split_rows(logits, targets, inverse_temperature, valid, softcap, keep_mask, process_group)
 

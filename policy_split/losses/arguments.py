@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from policy_split_kernels.contract import SURROGATES, LossArguments, statistics_dtype, valid_rows
-from policy_split_kernels.rows import float_vector, mean_weights, rows_lie_apart, token_vector
+from policy_split_kernels.rows import constant, float_vector, mean_weights, rows_lie_apart, token_vector
+from policy_split_kernels.watchers import can_ask
 
 from .weights import token_weights
 
@@ -57,20 +58,23 @@ def number_of_modes(**named: Sequence[float]) -> int:
     return sizes.pop()
 
 
-def coefficients(mode: Tensor, logits: Tensor, **named: Sequence[float]) -> list[Tensor]:
-    """The coefficient of each row's mode (N,): no copy from the host, NaN for an unknown mode."""
+def coefficients(mode: Tensor, logits: Tensor, **named: Sequence[float]) -> Sequence[Tensor]:
+    """The coefficient of each row's mode (N,): no copy from the host to a GPU, where an unknown mode gives NaN."""
     modes = number_of_modes(**named)
     if isinstance(mode, Tensor) and mode.dtype.is_floating_point:
         raise TypeError(f"mode must be integers, got {mode.dtype}")
-    row_mode = token_vector("mode", mode, logits)
-    if row_mode.device.type == "cpu" and not torch.compiler.is_compiling() and row_mode.numel():
-        low, high = int(row_mode.min()), int(row_mode.max())
-        if low < 0 or high >= modes:
-            raise ValueError(f"mode holds {low if low < 0 else high}; {modes} coefficients allow 0 to {modes - 1}")
+    row_mode, dtype = token_vector("mode", mode, logits, torch.int64), statistics_dtype(logits.dtype)
+    table = tuple(tuple(values) if any(values) else (0.0,) * modes for values in named.values())
+    if can_ask(row_mode):
+        try:
+            return constant(table, dtype).index_select(1, row_mode).unbind()
+        except (IndexError, RuntimeError):
+            wrong = row_mode[(row_mode < 0) | (row_mode >= modes)]
+            raise ValueError(f"mode holds {int(wrong[0])}; {modes} coefficients allow 0 to {modes - 1}") from None
     rows = []
-    for values in named.values():
-        coef = torch.full(row_mode.shape, torch.nan, dtype=statistics_dtype(logits.dtype), device=row_mode.device)
-        for k, value in enumerate(values if any(values) else (0.0,) * modes):
+    for values in table:
+        coef = torch.full(row_mode.shape, torch.nan, dtype=dtype, device=row_mode.device)
+        for k, value in enumerate(values):
             coef = torch.where(row_mode == k, float(value), coef)
         rows.append(coef)
     return rows

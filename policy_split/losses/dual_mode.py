@@ -119,7 +119,10 @@ def dual_mode_loss(
             out = vector_loss_rows(logprobs, entropy, valid_rows(target, valid), length, tokens)
     except TargetOutsideVocabulary as error:
         raise error.at(targets.shape) from None
-    return DualModeLossOutput(out[0].sum(), *(x.detach().view(targets.shape) for x in out[1:5]))
+    losses, *detached = out
+    if targets.dim() != 1:
+        detached = [x.view(targets.shape) for x in detached]
+    return DualModeLossOutput(losses.sum(), *detached)
 
 
 class DualModeLoss(nn.Module):

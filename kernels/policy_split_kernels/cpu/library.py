@@ -124,8 +124,8 @@ def _typed(opened: ctypes.CDLL, path: Path) -> ctypes.CDLL | None:
 
 
 def vectors(logits: Tensor, count: int) -> list[Tensor]:
-    rows = logits.shape[0] * logits.shape[1]
-    return [torch.empty(rows, dtype=statistics_dtype(logits.dtype)) for _ in range(count)]
+    first = torch.empty(logits.shape[0] * logits.shape[1], dtype=statistics_dtype(logits.dtype))
+    return [first, *(torch.empty_like(first) for _ in range(count - 1))]
 
 
 def pointer(x: Tensor | None) -> int | None:
