@@ -8,6 +8,7 @@
 # make import-graph                the picture of who imports whom, docs/assets/imports.svg
 # make check-packages              builds wheel and sdist and tries both in clean environments
 # make bench-cpu, make bench-gpu   against eager torch, torch.compile and the libraries that are there
+# make bench-trainer              steps of TRL's GRPO trainer and of ours, side by side
 # make bench-scaling               the cost model of docs/scaling.md, against measured points
 # make bench-static                what the Triton kernels' machine code asks of GPUs that are not here
 SHELL := /bin/bash
@@ -22,7 +23,7 @@ SITE := PYTHONPATH=. NO_MKDOCS_2_WARNING=1
 SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpp/*)
 LINTED_CPP := $(wildcard kernels/cpp/*)
 
-.PHONY: train study study-split study-full test test-verl lint format docs docs-serve import-graph check-packages bench-cpu bench-gpu bench-static bench-scaling install clean
+.PHONY: train study study-split study-full test test-verl lint format docs docs-serve import-graph check-packages bench-cpu bench-trainer bench-gpu bench-static bench-scaling install clean
 .DELETE_ON_ERROR:
 
 train: install
@@ -74,6 +75,9 @@ check-packages: install $(VENV)/.test
 
 bench-cpu: install $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/logits/test_cpu.py benchmarks/lm_head/test_cpu.py benchmarks/logits/test_cpu_scaling.py -s -q --benchmark-columns=min,median,max,rounds --benchmark-sort=name $(ARGS)
+
+bench-trainer: install $(VENV)/.test
+	$(BIN)/python -m benchmarks.trainer.compare $(ARGS)
 
 bench-gpu: install
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
