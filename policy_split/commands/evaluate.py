@@ -22,6 +22,7 @@ from policy_split.evaluation.evaluate import evaluate_in_detail, plain_text
 from policy_split.evaluation.question_scores import Key
 from policy_split.evaluation.tables import comparison_table, evaluation_table
 from policy_split.models.policy import load_model, load_tokenizer, placed
+from policy_split.models.source import check_source
 from policy_split.rewards.functions import REWARD_HELP
 from policy_split.storage.whole_folder import replace_text
 
@@ -125,10 +126,7 @@ def _opened(name: str | None) -> dict[str, Any] | None:
         return None
     if name.endswith(".json"):
         return read_evaluation(name)
-    if name.startswith(("/", ".")) and not Path(name).exists():  # else the hub is asked, and complains of the name
-        raise FileNotFoundError(f"{name}: there is no such folder")
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise FileNotFoundError(f"{name}: there is no model in it (no config.json); a run has one when it has ended")
+    check_source(name)
     return None
 
 
@@ -150,10 +148,7 @@ def _parse(arguments: list[str], defaults: Mapping[str, Any]) -> tuple[Any, dict
 
 def _evaluated(model: str, arguments: list[str], task: Task | None) -> tuple[Task, dict[str, Any]]:
     """One model on the task, which is made for the first of them."""
-    try:
-        tokenizer = load_tokenizer(None, model)
-    except OSError as error:  # several lines of advice
-        raise FileNotFoundError(f"{model}: {' '.join(str(error).split())}") from error
+    tokenizer = load_tokenizer(None, model)
     defaults = (load_size(Path(model)) or SIZES["small"]).settings if is_countdown(tokenizer) else {}
     defaults = {name: value for name, value in (defaults | _run_settings(model)).items() if name in SETTINGS}
     chosen, settings = _parse(arguments, defaults)

@@ -13,6 +13,7 @@ from policy_split.config import PolicySplitConfig
 from policy_split.evaluation.evaluate import KL_TITLES, format_table
 from policy_split.modes import encode_prompt
 from policy_split.run_folder.checkpoints import stopped_before_first
+from policy_split.run_folder.output_dir import check_output_dir, remove_earlier_run
 from policy_split.storage.whole_folder import replace_text
 from policy_split.training.trainer import PolicySplitTrainer
 from policy_split.training.warm_start import Example, warm_start
@@ -40,14 +41,18 @@ def run_countdown(
         raise ValueError(f"{config.output_dir} holds a run of another size of the task")
     tokenizer = size.tokenizer()
     model = size.model(tokenizer, config.seed)
-    if resume and stopped_before_first(Path(config.output_dir)):
-        resume, config.overwrite_output_dir = False, True
+    output = Path(config.output_dir)
+    starts_over = resume and stopped_before_first(output)
+    resume, overwrite = resume and not starts_over, config.overwrite_output_dir or starts_over
+    check_output_dir(output, resume=resume, overwrite=overwrite)  # before what takes minutes
     train = size.task.dataset(size.train_questions, seed=config.seed)
     held_out = size.task.dataset(size.held_out_questions, seed=config.seed, split="held_out")
-    trainer = PolicySplitTrainer(model, tokenizer, countdown_reward, train, config)
+    trainer = PolicySplitTrainer(model, tokenizer, countdown_reward, train, replace(config, overwrite_output_dir=False))
 
-    output, first = Path(config.output_dir), trainer.accelerator.is_main_process
+    first = trainer.accelerator.is_main_process
     if first:
+        if overwrite and not resume:
+            remove_earlier_run(output)
         output.mkdir(parents=True, exist_ok=True)  # a run stopped in its warm start is found again by its folder
         save_size(size, output)
     if resume:

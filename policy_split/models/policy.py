@@ -21,6 +21,7 @@ from .lm_head import UnknownHeadError, inner_model, is_patched, patch_lm_head, u
 from .packing import packing_fault, sharing_fault
 from .prompt_attention import use_former_attention, use_prompt_attention
 from .shared_prompts import ARGUMENT as SHARED_PROMPTS
+from .source import check_source
 
 
 def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTrainedModel:
@@ -29,6 +30,7 @@ def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTr
         return model
     if not isinstance(model, str):
         raise TypeError(f"model must be a PreTrainedModel or a name or path, got {type(model).__name__}")
+    check_source(model)
     if config.attn_implementation == "flash_attention_2":
         instead = ", or choose attn_implementation='sdpa'"
         check_extra("flash_attn", "attn_implementation='flash_attention_2'", instead)
@@ -50,7 +52,16 @@ def load_tokenizer(tokenizer: Any, model: PreTrainedModel | str) -> Any:
     if tokenizer is None and not isinstance(model, str):
         raise ValueError("tokenizer=None needs a model given by name or path; pass the model's tokenizer")
     source = model if tokenizer is None else tokenizer
-    return AutoTokenizer.from_pretrained(source) if isinstance(source, str) else source
+    if not isinstance(source, str):
+        return source
+    check_source(source)
+    try:
+        loaded = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:  # several lines of advice
+        raise FileNotFoundError(f"{source}: no tokenizer could be loaded: {' '.join(str(error).split())}") from error
+    if len(loaded) <= len(set(loaded.all_special_ids)):  # what transformers makes of a folder without tokenizer files
+        raise FileNotFoundError(f"{source}: no tokenizer could be loaded: there is none in it")
+    return loaded
 
 
 def check_fit(model: PreTrainedModel, tokenizer: Any, longest_prompt: int, max_completion_length: int) -> None:

@@ -1,20 +1,19 @@
-"""The run's folder: no mixing with an earlier run, and checkpoints that are there as a whole or not at all."""
+"""Checkpoints that are there as a whole or not at all."""
 
-import os
 import re
 import shutil
-import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from policy_split.progress import progress_bars
 from policy_split.storage.state_files import write_state
-from policy_split.storage.whole_folder import ASIDE, damage, publish, remove, seal, sweep, sync
+from policy_split.storage.whole_folder import ASIDE, damage, publish, remove, seal, sweep
+
+from .model_folder import holds_model
 
 METRICS, COMPLETIONS, SAMPLES, CHECKPOINTS = "metrics.jsonl", "completions.jsonl", "samples.jsonl", "checkpoints"
 
@@ -35,31 +34,6 @@ class Progress:
         vars(self).update(state)
 
 
-def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raises FileExistsError if the folder is a file, or holds a run that is neither resumed nor to be overwritten."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"output_dir={str(folder)!r} is a file; expected a folder")
-    if not resume and not overwrite and earlier_run(folder):
-        names = ", ".join(path.name for path in earlier_run(folder)[:3])
-        raise FileExistsError(
-            f"output_dir={str(folder)!r} already holds a run ({names}); "
-            f"choose another, resume with train(resume_from_checkpoint=True), or set overwrite_output_dir=True"
-        )
-
-
-def earlier_run(folder: Path) -> list[Path]:
-    files = [folder / name for name in (METRICS, COMPLETIONS, SAMPLES) if (folder / name).exists()]
-    return [*files, *checkpoints(folder)]
-
-
-def remove_earlier_run(folder: Path) -> None:
-    for path in earlier_run(folder):
-        if path.is_dir():
-            remove(path)
-        else:
-            path.unlink()
-
-
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run's folder, the oldest first; whether they are whole is not looked at."""
     found = [
@@ -72,7 +46,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def stopped_before_first(folder: Path) -> bool:
     """Whether a run has left no checkpoint and no final model: it can only start over, and loses nothing by it."""
-    return not checkpoints(folder) and not (folder / "config.json").exists()
+    return not checkpoints(folder) and not holds_model(folder)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -116,14 +90,16 @@ def save_checkpoint(
     step: int,
     parts: Mapping[str, Any],
     own: Mapping[str, Any],
+    describe: Callable[[Path], None],
     limit: int | None,
 ) -> Path:
     """Save checkpoint-<step> as a whole or not at all, then remove the oldest checkpoints beyond the limit.
 
     parts: name -> state of what is the same in every process, written by the main one; own: what each process has for
-    itself, written as <name>-<process>. The states are those that `write_state` takes. The checkpoint just written is
-    never removed, nor are those of later steps, which a resumed run passed over and will replace. OSError: the disk is
-    full or fails; what was half written is removed, and every older checkpoint is as it was.
+    itself, written as <name>-<process>. The states are those that `write_state` takes. describe: writes what makes of
+    it a model's folder. The checkpoint just written is never removed, nor are those of later steps, which a resumed run
+    passed over and will replace. OSError: the disk is full or fails; what was half written is removed, and every older
+    checkpoint is as it was.
     """
     parent = folder / CHECKPOINTS
     target, unfinished = parent / f"checkpoint-{step}", parent / f"{ASIDE}{step}"
@@ -137,6 +113,7 @@ def save_checkpoint(
         if accelerator.is_main_process:
             for name, state in parts.items():
                 write_state(unfinished, name, state)
+            describe(unfinished)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             seal(unfinished)
@@ -157,24 +134,3 @@ def usable(folder: Path) -> str:
     """What there is to go on from, for a message."""
     whole = next((path for path in reversed(checkpoints(folder)) if damage(path) is None), None)
     return f"the newest usable checkpoint is {whole}" if whole else "there is no checkpoint to go on from"
-
-
-def save_pretrained(accelerator: Accelerator, model: Any, tokenizer: Any, folder: Path) -> None:
-    """Model and tokenizer in Hugging Face's format, for `from_pretrained`; each file is replaced as a whole."""
-    state = accelerator.get_state_dict(model)
-    bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    if accelerator.is_main_process:
-        unfinished = folder / f"{ASIDE}model"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        try:
-            with progress_bars(sys.stderr.isatty()):
-                bare.save_pretrained(unfinished, state_dict=state)
-            tokenizer.save_pretrained(unfinished)
-            for path in unfinished.iterdir():
-                sync(path)
-                os.replace(path, folder / path.name)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        sync(folder)
-    accelerator.wait_for_everyone()

@@ -1,5 +1,6 @@
 """What a run is made of besides its settings: saved after a step, and loaded so that it goes on bit for bit."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from policy_split.models.sharding import load_model, load_optimizer, whole
 from policy_split.storage.state_files import read_state
 
 from .checkpoints import Progress, save_checkpoint
+from .model_folder import describe_model
 from .random_states import random_states, seed_random_states, set_random_states
 
 
@@ -27,12 +29,13 @@ class RunState:
         self,
         accelerator: Accelerator,
         model: nn.Module,
+        tokenizer: Any,
         optimizer: Optimizer,
         schedule: Any,
         progress: Progress,
         seed: int,
     ):
-        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.accelerator, self.model, self.tokenizer, self.optimizer = accelerator, model, tokenizer, optimizer
         self.schedule, self.progress, self.seed = schedule, progress, seed
         self.whole = True  # no optimizer step since the last `mark`
         self.saved: int | None = None  # the step whose checkpoint this run has saved or loaded
@@ -71,7 +74,8 @@ class RunState:
         keep = self.accelerator.is_main_process
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "progress": self.small}
         parts = {name: whole(state, keep=keep) for name, state in parts.items()}
-        path = save_checkpoint(self.accelerator, folder, step, parts, {"random": self.random}, limit)
+        describe = partial(describe_model, self.model, self.tokenizer)
+        path = save_checkpoint(self.accelerator, folder, step, parts, {"random": self.random}, describe, limit)
         self.saved = step
         return path
 

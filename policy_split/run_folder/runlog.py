@@ -18,10 +18,10 @@ from policy_split.rollouts.samples import sample_rows
 from policy_split.storage.environment import environment
 from policy_split.storage.whole_folder import replace_text
 
-from .checkpoints import COMPLETIONS, METRICS, SAMPLES, remove_earlier_run
+from .checkpoints import COMPLETIONS, METRICS, SAMPLES
 from .launch import start_trackers
+from .output_dir import CONFIG, ENVIRONMENT, EVALUATION, remove_earlier_run
 
-CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 SAMPLES_OF_EACH_MODE = 2
 
 
@@ -72,6 +72,7 @@ class RunLog:
         if self.resume:
             for file in self.files:
                 file.keep_before(step)
+            (self.metrics.path.parent / EVALUATION).unlink(missing_ok=True)  # of a model that is trained on
         elif self.config.overwrite_output_dir:
             remove_earlier_run(self.metrics.path.parent)
         self._describe()

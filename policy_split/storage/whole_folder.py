@@ -16,8 +16,9 @@ ASIDE = "unfinished-"  # how the names of folders begin that are being written o
 def seal(folder: Path) -> None:
     """Write the manifest and force the folder's files to disk; nothing may be written into it afterwards."""
     files = {}
-    for path in sorted(folder.iterdir()):
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
         sync(path)
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
     sync(folder / MANIFEST)

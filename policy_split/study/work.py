@@ -26,6 +26,7 @@ from policy_split.countdown.sizes import CountdownSize, save_size, size_of_dict
 from policy_split.evaluation.evaluate import evaluate_in_detail
 from policy_split.models.policy import placed
 from policy_split.run_folder.checkpoints import stopped_before_first
+from policy_split.run_folder.output_dir import remove_earlier_run
 from policy_split.storage.whole_folder import ASIDE, publish, replace_text
 from policy_split.training.trainer import PolicySplitTrainer
 
@@ -100,11 +101,12 @@ def _save_examples(size: CountdownSize, path: Path) -> None:
 def _run(folder: Path, spec: Mapping[str, Any]) -> tuple[PreTrainedModel, Any, PolicySplitConfig]:
     size = size_of_dict(spec["size"])
     config = PolicySplitConfig(**spec["settings"], output_dir=str(folder))
-    save_size(size, folder)
     if (folder / "config.json").is_file():  # trained, and stopped before its evaluation was there
         return _device(AutoModelForCausalLM.from_pretrained(folder)), AutoTokenizer.from_pretrained(folder), config
     resume = not stopped_before_first(folder)
-    config.overwrite_output_dir = not resume
+    if not resume:
+        remove_earlier_run(folder)
+    save_size(size, folder)
     start = folder.parent / WARM_START
     model = AutoModelForCausalLM.from_pretrained(start / MODEL)
     tokenizer, train = AutoTokenizer.from_pretrained(start / MODEL), Dataset.load_from_disk(start / TRAIN)

@@ -15,7 +15,6 @@ One step is one rollout and its updates. Nothing is written before the first ste
 
 import copy
 import math
-import os
 import time
 import warnings
 from pathlib import Path
@@ -27,13 +26,11 @@ from transformers import PreTrainedModel, get_scheduler
 from policy_split.config import PolicySplitConfig
 from policy_split.data.datasets import Data, as_prompts, check_apart, longest_prompt, question_indices
 from policy_split.data.reasoning_gym import own_reward
-from policy_split.evaluation.evaluate import evaluate_policy, flatten, plain_text
+from policy_split.evaluation.evaluate import evaluate_policy, plain_text
 from policy_split.evaluation.question_scores import Key
-from policy_split.isolation.foreign_calls import foreign_calls_by
-from policy_split.isolation.time_limit import add_note, check_time_limit
 from policy_split.models.policy import Policy, check_fit, enable_checkpointing, fuse_lm_head, load_model, load_tokenizer
 from policy_split.models.sharding import gathered, shard_frozen
-from policy_split.progress import mode_postfix, showing, steps_bar, track
+from policy_split.progress import track
 from policy_split.rewards.functions import as_reward_functions, check_columns
 from policy_split.rollouts.metrics import Sums, add_sums, means, rollout_sums, sum_and_count
 from policy_split.rollouts.rollout import (
@@ -47,16 +44,17 @@ from policy_split.rollouts.rollout import (
     score_rollout,
 )
 from policy_split.rollouts.sampling import seed_of
-from policy_split.run_folder.checkpoints import Progress, check_output_dir, find_checkpoint, save_pretrained, usable
+from policy_split.run_folder.checkpoints import Progress
 from policy_split.run_folder.launch import make_accelerator, make_optimizer
+from policy_split.run_folder.model_folder import save_pretrained
 from policy_split.run_folder.run_state import RunState
-from policy_split.run_folder.runlog import RunLog, shows_samples
+from policy_split.run_folder.runlog import shows_samples
 
 from .baseline_step import BaselineTokens
 from .dual_step import DualTokens
 from .first_pass import FirstPass, scores_with_update
+from .run import Run
 from .scoring import ScorePlan, first_batches, plan_scores
-from .stopping import StopRequest
 from .update import PolicyUpdate
 
 
@@ -134,7 +132,8 @@ class PolicySplitTrainer:
         self.schedule = get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, self.max_steps)
         self.progress = Progress()
         self.update = PolicyUpdate(self.accelerator, self.policy, self.optimizer, config, self.progress)
-        self.state = RunState(self.accelerator, unwrapped, optimizer, self.schedule, self.progress, config.seed)
+        parts = (unwrapped, self.tokenizer, optimizer, self.schedule, self.progress)
+        self.state = RunState(self.accelerator, *parts, config.seed)
         self.output_dir = Path(config.output_dir)
 
     @property
@@ -154,84 +153,7 @@ class PolicySplitTrainer:
         unless weights have moved since, or other processes would have to take part; a note of the error says where to
         go on.
         """
-        config, resume, self.process = self.config, bool(resume_from_checkpoint), os.getpid()
-        check_output_dir(self.output_dir, resume=resume, overwrite=config.overwrite_output_dir)
-        if resume:
-            self.state.load(find_checkpoint(self.output_dir, resume_from_checkpoint))
-        if config.save_steps:
-            self.state.check_supported()
-        if config.reward_timeout is not None:
-            check_time_limit(f"reward_timeout={config.reward_timeout}")
-        metrics: dict[str, float] = {}
-        disable = config.disable_tqdm if self.accelerator.is_main_process else True
-        with (
-            RunLog(self.accelerator, config, resume=resume) as log,
-            showing(disable),
-            steps_bar(self.progress.step, self.max_steps, disable) as bar,
-            StopRequest() as stop,
-            foreign_calls_by(stop.call),
-        ):
-            while self.progress.step < self.max_steps:
-                try:
-                    metrics, rollout = self._finished_step(log)
-                except Exception as error:
-                    if stop.asked:  # perhaps because the signal has ended processes of a reward function
-                        raise KeyboardInterrupt(_stopped_by(error)) from error
-                    raise
-                done = self.progress.step
-                log.write(metrics, rollout, self.tokenizer)
-                stopped = self._any_process(stop.asked)
-                if stopped or (config.save_steps and done % config.save_steps == 0):
-                    log.sync()
-                    self.state.save(self.output_dir, config.save_total_limit)
-                bar.set_postfix(mode_postfix(metrics), refresh=False)
-                bar.update()
-                if stopped:
-                    raise KeyboardInterrupt(f"stopped after step {done} of {self.max_steps}, which is saved")
-        self.save_model()
-        return metrics
-
-    def _finished_step(self, log: RunLog) -> tuple[dict[str, float], Rollout]:
-        """A step and the evaluation that is due after it; if one of them fails, the run's state is saved first."""
-        every = self.config.eval_steps
-        try:
-            metrics, rollout = self.step()
-        except Exception as error:
-            self._keep_state(error)
-            raise
-        self.state.mark()
-        if every and self.progress.step % every == 0:
-            try:
-                metrics |= flatten(self.evaluate(), "eval")
-            except Exception as error:
-                log.write(metrics, rollout, self.tokenizer)
-                log.sync()
-                self._keep_state(error)
-                raise
-            self.state.mark()  # rewards may have drawn random numbers
-        return metrics, rollout
-
-    def _keep_state(self, error: Exception) -> None:
-        """Save the last finished step if that can be done, and note on the error where the run can go on."""
-        if os.getpid() != self.process:  # a process that a reward function has forked and left to come back here
-            return
-        step = self.state.finished
-        together = self.accelerator.num_processes == 1 or isinstance(error, FloatingPointError)
-        try:
-            if step and step != self.state.saved and self.state.whole and together:
-                self.state.save(self.output_dir, self.config.save_total_limit)
-        except (OSError, NotImplementedError) as failed:
-            add_note(error, str(failed))
-            return
-        if step:
-            add_note(error, f"{step} steps are finished; {usable(self.output_dir)}")
-
-    def _any_process(self, asked: bool) -> bool:
-        """Whether any process was asked: signals do not reach all of them during the same step."""
-        if self.accelerator.num_processes == 1:
-            return asked
-        flag = torch.tensor(float(asked), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum"))
+        return Run(self).train(resume_from_checkpoint)
 
     def step(self) -> tuple[dict[str, float], Rollout]:
         """One step: rollout, rewards, sharing, old log-probs, advantages, updates: (metrics, rollout)."""
@@ -334,8 +256,3 @@ class PolicySplitTrainer:
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Model and tokenizer in Hugging Face's format, by default in config.output_dir."""
         save_pretrained(self.accelerator, self.model, self.tokenizer, Path(output_dir or self.output_dir))
-
-
-def _stopped_by(error: Exception) -> str:
-    said = [f"stopped; the step in progress could not be finished ({type(error).__name__}: {error})"]
-    return "; ".join([*said, *getattr(error, "__notes__", ())])

@@ -49,8 +49,8 @@ def test_ctrl_c_saves_the_run_and_leaves_no_process(tmp_path):
         assert each["seconds"] < 15, each
         # what cannot be graded any more costs the step in progress; the one before it is saved
         if each["way"] == "never_again":
-            assert each["ended"].startswith("stopped; the step in progress could not be finished (TimeoutError: a call")
-            assert each["ended"].endswith("checkpoints/checkpoint-1")
+            assert each["ended"].startswith("stopped; the step in progress could not be finished (TimeoutError: ")
+            assert each["ended"].endswith("checkpoints/checkpoint-1)")
             assert each["checkpoints"] == ["checkpoint-1"], each
         else:
             assert each["ended"] == "stopped after step 2 of 3, which is saved", each

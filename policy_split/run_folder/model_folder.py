@@ -1,0 +1,90 @@
+"""A folder in Hugging Face's format, for `from_pretrained`: what belongs to a model, written and replaced together."""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers.dynamic_module_utils import custom_object_save
+
+from policy_split.progress import progress_bars
+from policy_split.storage.whole_folder import ASIDE, sync
+
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"  # a folder with one of them holds a model
+# whatever of it is left of another model would be read together with the new one, or in its place
+MODEL_FILES = re.compile(
+    r"config\.json|generation_config\.json"
+    r"|model\.safetensors(\.index\.json)?|model-\d{5}-of-\d{5}\.safetensors"
+    r"|adapter_config\.json|adapter_model\.safetensors"
+    r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)"
+    r"|vocab\.(json|txt)|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model"
+)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model and its tokenizer in a folder; others are somebody's own."""
+    return sorted(path for path in folder.glob("*") if path.is_file() and MODEL_FILES.fullmatch(path.name))
+
+
+def holds_model(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() or (folder / ADAPTER_CONFIG).is_file()
+
+
+def save_pretrained(accelerator: Accelerator, model: Any, tokenizer: Any, folder: Path) -> None:
+    """Model and tokenizer in Hugging Face's format; each file is replaced as a whole.
+
+    What is left of an earlier model goes first, its config before all else: a process that is killed on the way leaves
+    a folder without a model, never one of two models.
+    """
+    state = accelerator.get_state_dict(model)
+    bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    if accelerator.is_main_process:
+        unfinished = folder / f"{ASIDE}model"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        try:
+            with progress_bars(sys.stderr.isatty()):
+                bare.save_pretrained(unfinished, state_dict=state)
+            (unfinished / "README.md").unlink(missing_ok=True)  # peft's, which says nothing
+            tokenizer.save_pretrained(unfinished)
+            replace_model(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def replace_model(new: Path, folder: Path) -> None:
+    """Move the files of a model into a folder, in place of those of another."""
+    for path in new.rglob("*"):
+        if path.is_file():
+            sync(path)
+    for path in sorted(model_files(folder), key=_configs_first):
+        path.unlink()
+    sync(folder)
+    for path in sorted(new.iterdir(), key=_configs_first, reverse=True):
+        if path.is_dir():
+            shutil.rmtree(folder / path.name, ignore_errors=True)
+        os.replace(path, folder / path.name)
+    sync(folder)
+
+
+def describe_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """What `from_pretrained` needs besides weights: config, generation config and tokenizer."""
+    if hasattr(model, "peft_config"):
+        model.peft_config[model.active_adapter].save_pretrained(str(folder))
+    else:
+        model.config.dtype = str(model.dtype).removeprefix("torch.")
+        model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
+        if model._auto_class is not None:
+            custom_object_save(model, folder, config=model.config)
+        model.config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _configs_first(path: Path) -> tuple[bool, str]:
+    return path.name not in (CONFIG, ADAPTER_CONFIG), path.name

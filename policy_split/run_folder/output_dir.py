@@ -1,0 +1,78 @@
+"""The run's folder before a run: what an earlier one has left in it, and whether it can be written."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from policy_split.storage.whole_folder import remove, sweep
+
+from .checkpoints import CHECKPOINTS, COMPLETIONS, METRICS, SAMPLES, checkpoints
+from .model_folder import holds_model, model_files
+
+CONFIG, ENVIRONMENT, EVALUATION = "config.yaml", "environment.json", "evaluation.json"
+TRACKER = "policy-split"  # tensorboard's folder
+ROWS = (METRICS, COMPLETIONS, SAMPLES)
+# what else a run or a command writes there; the last four are those of the built-in task
+FILES = (CONFIG, "config-*.yaml", ENVIRONMENT, EVALUATION, "before.json", "countdown.json", "results.json", "table.md")
+
+
+def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raises FileExistsError if the folder is a file, or holds a run or a model that is neither resumed nor to be
+    overwritten, and another OSError if it cannot be written."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"output_dir={str(folder)!r} is a file; expected a folder")
+    if not resume and not overwrite:
+        run, model = earlier_run(folder), model_files(folder) if holds_model(folder) else []
+        if run or model:
+            what, resumed = ("run", ", resume with train(resume_from_checkpoint=True)") if run else ("model", "")
+            names = ", ".join(path.name for path in (run or model)[:3])
+            raise FileExistsError(
+                f"output_dir={str(folder)!r} already holds a {what} ({names}); "
+                f"choose another{resumed}, or set overwrite_output_dir=True"
+            )
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """OSError that says where nothing can be written; a folder that had to be made for that is removed again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for each in (folder, folder / CHECKPOINTS):
+            if each.is_dir():
+                with tempfile.NamedTemporaryFile(dir=each, prefix="unfinished-") as file:
+                    file.write(b"\n")
+                    file.flush()
+        for name in ROWS:
+            if (folder / name).exists():
+                open(folder / name, "ab").close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(
+            error.errno, f"output_dir={str(folder)!r} cannot be written ({reason}); choose another"
+        ) from error
+    finally:
+        for path in missing:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def earlier_run(folder: Path) -> list[Path]:
+    """The rows and checkpoints that those of a run would be mixed with."""
+    return [*(folder / name for name in ROWS if (folder / name).exists()), *checkpoints(folder)]
+
+
+def remove_earlier_run(folder: Path) -> None:
+    """Remove all that a run has written, and nothing else."""
+    events = [path for name in ("events.out.tfevents.*", "hparams.yml") for path in (folder / TRACKER).rglob(name)]
+    others = [path for name in FILES for path in folder.glob(name)]
+    for path in [*earlier_run(folder), *model_files(folder), *others, *events]:
+        if path.is_dir():
+            remove(path)
+        else:
+            path.unlink(missing_ok=True)
+    sweep(folder / CHECKPOINTS)
+    emptied = [path for path in (folder / TRACKER).rglob("*") if path.is_dir()]
+    for path in [*sorted(emptied, reverse=True), folder / TRACKER, folder / CHECKPOINTS]:
+        if path.is_dir() and not os.listdir(path):
+            path.rmdir()
