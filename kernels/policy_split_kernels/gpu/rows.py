@@ -151,9 +151,8 @@ def write_row_gradient(
     TILE: tl.constexpr = DEPTH * LANES * VEC
     # (x - row_max) * scale is one fma, x * scale + base, and exact as long as the rounding of `base` is kept: with
     # 1 / sum it goes into the two numbers that 2^d is multiplied by. They carry the NaN of a row, too.
-    scale = tl.minimum(
-        inverse_temperature * LOG2E, (LARGEST_FP64 if dtype == tl.float64 else LARGEST_FP32) / tl.abs(row_max)
-    )
+    largest = tl.full((), LARGEST_FP64 if dtype == tl.float64 else LARGEST_FP32, dtype)
+    scale = tl.minimum(inverse_temperature * LOG2E, largest / tl.abs(row_max))
     base = -row_max * scale
     offset = log_sum * LOG2E + tl.fma(row_max, scale, base)
     kept = tl.exp2(-offset) * inverse_temperature
