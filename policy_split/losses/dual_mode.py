@@ -80,7 +80,9 @@ def dual_mode_loss(
     logits twice. `sampler_logprobs` are those of the engine that drew the tokens, `old_logprobs` (or `l`) ours.
     `clipped` marks the tokens whose advantage pushes the ratio further out of the clip range, A > 0 above it and A < 0
     below it (or above clip_delta): "clip" takes their gradient away, "cispo" bounds its weight. A ratio that is pushed
-    back is not counted, although CISPO bounds its weight too.
+    back is not counted, although CISPO bounds its weight too. A ratio on a bound, as on policy with a clip range of 0,
+    is not clipped: its slope is that of `ratio * A` (PyTorch's clamp had it so up to 2.13, and has the slope 0 there
+    since 2.14).
     Shapes: logits `(..., V)`, every per-token argument `(...)`, keep_mask as in `logprobs_and_entropy`. Units: nats.
     `weights` default to those of `loss_type`, "grpo", "dapo", "dr_grpo" (with `max_completion_length`) or "bnpo" as in
     `token_weights`, and else to 1 / number of valid tokens.

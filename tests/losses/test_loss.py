@@ -65,6 +65,33 @@ def test_literal_clip(device, ratio, advantage, surrogate, clipped):
     assert gradient == pytest.approx([-slope / 4, slope / 4])
 
 
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+@pytest.mark.parametrize("clip_high", [0.0, 0.5])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_literal_ratio_on_the_bound_is_not_clipped(device, advantage, clip_high, level):
+    """On policy r = 1 = 1 - clip_low: the slope is that of r A on either side of the kink, as without a clip."""
+    out, gradient = literal(
+        device, advantages=advantage, weights=1.0, clip_low=0.0, clip_high=clip_high, ratio_level=level
+    )
+    assert out.loss.item() == -advantage
+    assert gradient == pytest.approx([advantage / 4, -advantage / 4])
+    assert not out.clipped.item()
+
+
+def test_literal_ratio_on_the_upper_bound_and_on_delta(device):
+    """Two logits of one size, l = -ln 2: r = 2 in every precision."""
+    settings = {"weights": torch.ones(1, device=device), "mode": torch.zeros(1, dtype=torch.long, device=device)}
+    for advantage, bounds in ((3.0, {"clip_high": 1.0}), (-3.0, {"clip_high": 0.5, "clip_delta": 2.0})):
+        logits = torch.zeros(1, 2, dtype=torch.float64, device=device, requires_grad=True)
+        old = torch.full((1,), math.log(0.5), device=device, dtype=torch.float64) - math.log(2.0)
+        tokens = {"advantages": torch.full((1,), advantage, device=device), "old_logprobs": old} | settings
+        out = dual_mode_loss(logits, torch.zeros(1, dtype=torch.long, device=device), **tokens, **bounds)
+        (gradient,) = torch.autograd.grad(out.loss, logits)
+        assert out.loss.item() == pytest.approx(-2 * advantage)
+        assert gradient[0].tolist() == pytest.approx([-advantage, advantage])
+        assert not out.clipped.item()
+
+
 def test_literal_entropy_and_kl_of_the_mode(device):
     """Mode 1 takes the second coefficients. k3 with l_ref = l + ln 2: 2 - ln 2 - 1; its slope in l is 1 - 2."""
     out, gradient = literal(

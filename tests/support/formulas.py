@@ -56,12 +56,14 @@ def surrogate_loss(
     ratio = log_ratio.exp()
     if sampler_logprobs is not None:
         advantages = advantages * (old.detach() - sampler_logprobs).exp().clamp(max=sampler_cap)
-    bounded = ratio if clip_delta is None else torch.where(advantages < 0, ratio.clamp(max=clip_delta), ratio)
-    clip_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
+    # By comparison: the derivatives of clamp and min where two numbers are equal differ between versions of PyTorch.
+    bounded = ratio if clip_delta is None else torch.where((advantages < 0) & (ratio > clip_delta), clip_delta, ratio)
+    clip_ratio = torch.where(ratio < 1 - clip_low, 1 - clip_low, ratio)
+    clip_ratio = torch.where(ratio > 1 + clip_high, 1 + clip_high, clip_ratio)
     if surrogate == "cispo":
         return clip_ratio.detach() * advantages * logprobs, clip_ratio * advantages < ratio * advantages
-    clipped = (clip_ratio * advantages < bounded * advantages) | (bounded < ratio)
-    return torch.min(bounded * advantages, clip_ratio * advantages), clipped
+    lower = clip_ratio * advantages < bounded * advantages
+    return torch.where(lower, clip_ratio * advantages, bounded * advantages), lower | (bounded < ratio)
 
 
 def loss(

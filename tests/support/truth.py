@@ -59,12 +59,17 @@ def loss(logits, targets, *, advantages, mode, old_logprobs=None, ref_logprobs=N
     ratio = log_ratio.exp()
     if sampler_logprobs is not None:
         advantages = advantages * (old - sampler_logprobs).exp().clamp(max=sampler_cap)
-    clip_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
+    # By comparison: at a ratio on its bound the derivative is that of the ratio; clamp's changed with PyTorch 2.14.
+    clip_ratio = torch.where(
+        ratio < 1 - clip_low, 1 - clip_low, torch.where(ratio > 1 + clip_high, 1 + clip_high, ratio)
+    )
     if surrogate == "cispo":
         objective = clip_ratio.detach() * advantages * l
     else:
-        bounded = ratio if clip_delta is None else torch.where(advantages < 0, ratio.clamp(max=clip_delta), ratio)
-        objective = torch.min(bounded * advantages, clip_ratio * advantages)
+        capped = (advantages < 0) & (ratio > (torch.inf if clip_delta is None else clip_delta))
+        bounded = torch.where(capped, clip_delta or 0.0, ratio)
+        lower = clip_ratio * advantages < bounded * advantages
+        objective = torch.where(lower, clip_ratio, bounded) * advantages
     kl = 0.0
     if ref_logprobs is not None:
         kl = (ref_logprobs - l).exp() - (ref_logprobs - l) - 1
