@@ -83,6 +83,11 @@ def _check_native(device: torch.device) -> None:
 def _check_triton(device: torch.device) -> None:
     if not _triton_is_there():
         raise RuntimeError("backend 'triton': the package triton is not installed; pip install triton")
-    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" and not interpreted:
+    if device.type != "cuda" and not (device.type == "cpu" and _triton_takes_cpu()):
         raise ValueError(f"backend 'triton' computes on CUDA and ROCm tensors, these are on {device}; use 'auto'")
+
+
+def _triton_takes_cpu() -> bool:
+    """Whether something executes Triton's kernels on CPU tensors: its interpreter (TRITON_INTERPRET=1, set before the
+    kernels are imported), or a program that stands in for its launcher and says so by POLICY_SPLIT_TRITON_ON_CPU=1."""
+    return "1" in (os.environ.get("TRITON_INTERPRET"), os.environ.get("POLICY_SPLIT_TRITON_ON_CPU"))

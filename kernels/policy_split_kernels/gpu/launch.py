@@ -6,7 +6,6 @@ No autotuner: the tables below are all there is, and tests compile them.
 import contextlib
 import functools
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -154,10 +153,6 @@ def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def _silent_numpy() -> Iterator[None]:
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(
-            "Triton computes on CPU tensors only in its interpreter: set TRITON_INTERPRET=1 before the import"
-        )
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         yield
