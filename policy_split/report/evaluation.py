@@ -59,9 +59,10 @@ def _pass_curves(runs: Sequence[Run]) -> list[Series]:
             found = section(section(section(run.evaluation, "modes"), MODE_NAMES[mode]), "pass_at_k")
             known = {int(k): interval(value) for k, value in found.items() if str(k).isdecimal() and int(k) > 0}
             points = [(float(k), value) for k, value in sorted(known.items()) if value is not None]
+            x, y = [k for k, _ in points], [mean for _, (mean, _, _) in points]
             # where a point has no interval, its band has no width there
-            low, high = ([y[0] if y[side] is None else y[side] for _, y in points] for side in (1, 2))
-            x, y = [k for k, _ in points], [y[0] for _, y in points]
+            low = [mean if end is None else end for _, (mean, end, _) in points]
+            high = [mean if end is None else end for _, (mean, _, end) in points]
             color = run_color(runs, place, mode)
             curves.append(Series(run_label(runs, run, mode), x, y, color, place, mode, low, high))
     return curves

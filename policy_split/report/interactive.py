@@ -55,9 +55,10 @@ def _traces(curve: Series) -> Iterator[graph_objects.Scatter]:
     """The band, the values themselves, the smoothed line, and what of it stands alone."""
     raw = np.asarray(curve.y, float)
     line, whole = line_of(curve.x, smooth(raw)), line_of(curve.x, raw)
-    silent = {"meta": {"run": curve.run, "mode": curve.mode, "color": curve.color % COLORS}, "hoverinfo": "skip"}
+    meta = {"run": curve.run, "mode": curve.mode, "color": curve.color % COLORS}
+    silent: dict[str, Any] = {"meta": meta, "hoverinfo": "skip"}
     # Plotly reads some markup in names
-    shown = {"meta": silent["meta"], "name": html.escape(visible(shortened(curve.label)), quote=False)}
+    shown: dict[str, Any] = {"meta": meta, "name": html.escape(visible(shortened(curve.label)), quote=False)}
     if band := curve.band:
         x, low, high = band
         yield _lines([*x, *reversed(x)], [*high, *reversed(low)], 0, fill="toself", opacity=0.15, **silent)
@@ -65,13 +66,13 @@ def _traces(curve: Series) -> Iterator[graph_objects.Scatter]:
     if line != whole:
         yield _lines(whole.x, whole.y, 1, opacity=0.28, **silent)
         values = dict(zip(curve.x, curve.y, strict=True))
-        shown["customdata"] = [values[x] for x in line.x]
+        shown["customdata"] = [values[place] for place in line.x]
         template += " (unsmoothed %{customdata:.4~g})"
     dash = "dash" if curve.mode == HIGH_ENTROPY else "solid"
     yield _lines(line.x, line.y, 2, dash=dash, hovertemplate=template, **shown)
     if line.alone:
-        x, y = zip(*line.alone, strict=True)
-        yield graph_objects.Scatter(x=x, y=y, mode="markers", marker={"size": 6}, **silent)
+        dots = dict(zip(("x", "y"), zip(*line.alone, strict=True), strict=True))
+        yield graph_objects.Scatter(**dots, mode="markers", marker={"size": 6}, **silent)
 
 
 def _lines(x: list[float], y: list[float], width: int, dash: str = "solid", **more: Any) -> graph_objects.Scatter:
