@@ -113,7 +113,7 @@ class PolicySplitConfig:
 
     algorithm: str = _option(
         "policy_split",
-        "policy_split, or a baseline of `algorithms.ALGORITHMS`: one policy of the normal prompt, which draws 2n "
+        "policy_split, or a baseline of the table of algorithms: one policy of the normal prompt, which draws 2n "
         "responses to each question, as many as both modes would.",
     )
     algorithm_settings: dict[str, Any] | str | None = _option(
@@ -157,9 +157,7 @@ class PolicySplitConfig:
         None, "Upper bound of the ratio where the advantage is negative, above 1 + epsilon_high."
     )
     beta: float = _option(0.0, "Weight of the KL to the initial model; above 0 a frozen copy of it is kept.")
-    loss_type: str = _option(
-        "dapo", "grpo, dapo, dr_grpo or bnpo: how tokens are weighed, see loss_weights.token_weights."
-    )
+    loss_type: str = _option("dapo", "grpo, dapo, dr_grpo or bnpo: how tokens are weighed, see token_weights.")
     mask_truncated_completions: bool = _option(False, "Responses cut at max_completion_length do not train.")
     reward_weights: list[float] | None = _option(None, "One weight per reward function. Not given: 1 each.")
     reward_timeout: float | None = _option(
