@@ -1,5 +1,6 @@
 """Evaluations of a report: pass@k, every measure of both modes, the KL between them, and runs compared in pairs."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ def _pass_curves(runs: Sequence[Run]) -> list[Series]:
     for place, run in enumerate(runs):
         for mode in MODES:
             found = section(section(section(run.evaluation, "modes"), MODE_NAMES[mode]), "pass_at_k")
-            known = {int(k): interval(value) for k, value in found.items() if str(k).isdecimal() and int(k) > 0}
+            known = {int(k): interval(value) for k, value in found.items() if re.fullmatch("[1-9][0-9]{0,8}", str(k))}
             points = [(float(k), value) for k, value in sorted(known.items()) if value is not None]
             x, y = [k for k, _ in points], [mean for _, (mean, _, _) in points]
             # where a point has no interval, its band has no width there

@@ -59,4 +59,5 @@ def _scale(axes: Any, curves: Sequence[Curve]) -> None:
 
 
 def _label(curve: Curve) -> str:
-    return f"{curve.title}, {curve.mode.replace('_', '-')}"
+    title = curve.title.replace("$", r"\$")  # matplotlib would read formulas
+    return f"{title}, {curve.mode.replace('_', '-')}"

@@ -2,9 +2,12 @@
 
 import math
 import re
+from itertools import groupby
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from report_page import page_of
 from run_folders import metrics_of, write
 
@@ -45,6 +48,19 @@ def test_lines_break_where_values_are_missing_between_what_is_kept():
     assert line.alone == []
     assert line_of([1, 2, 3], np.array([np.nan, 2.0, np.nan])).alone == [(2, 2.0)]
     assert line_of([1, 2], np.array([np.nan, np.nan])).x == []
+
+
+@given(st.lists(st.one_of(st.floats(-9, 9), st.just(math.nan), st.just(math.inf)), max_size=30))
+def test_a_line_is_every_finite_value_and_breaks_at_every_gap(values):
+    line = line_of(range(len(values)), np.array(values))
+    stretches = [
+        list(group) for known, group in groupby(range(len(values)), lambda x: math.isfinite(values[x])) if known
+    ]
+    drawn = [
+        list(group) for gap, group in groupby(zip(line.x, line.y, strict=True), lambda p: math.isnan(p[1])) if not gap
+    ]
+    assert drawn == [[(x, values[x]) for x in stretch] for stretch in stretches]
+    assert line.alone == [(stretch[0], values[stretch[0]]) for stretch in stretches if len(stretch) == 1]
 
 
 def series(values, **options):

@@ -32,6 +32,14 @@ def test_evaluations_of_the_same_questions_are_compared_in_pairs(tmp_path):
     assert any(text.startswith("Cannot be compared: ") for text in page.texts("p", class_="missing"))
 
 
+def test_sizes_of_k_that_are_none_are_left_out(tmp_path):
+    evaluation = evaluation_of()
+    strange = {"0": 0.1, "-1": 0.1, "9" * 400: 0.1, "9" * 5000: 0.1, "x": 0.1, "\u0664": 0.1}
+    evaluation["modes"]["normal"]["pass_at_k"] |= strange
+    page = page_of([whole_run(tmp_path / "one", evaluation_json=evaluation)], tmp_path)
+    assert page.figures["pass-at-k"]["layout"]["xaxis"]["tickvals"] == [1, 2, 8]
+
+
 @pytest.mark.parametrize(
     "evaluation", [{}, {"modes": 3}, {"modes": {"normal": {"pass_at_k": [1], "accuracy": "high"}}}, {"num_samples": 1}]
 )

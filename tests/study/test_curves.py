@@ -63,12 +63,12 @@ def test_a_file_brings_the_curves_back(tmp_path):
 
 def test_a_figure_is_the_same_again_and_its_axes_fit(tmp_path):
     flat = [Curve("entropy", name, name, "normal", [1, 2], [0.1, 0.1], [0.1, 0.1], [0.1, 0.1]) for name in "abcd"]
-    tall = Curve("entropy", "e", "<e> & Co", "high_entropy", [1, 2], [9.0, math.nan], [9.0, 8.0], [9.0, 9.5])
+    tall = Curve("entropy", "e", r"<e> & $\Co$", "high_entropy", [1, 2], [9.0, math.nan], [9.0, 8.0], [9.0, 9.5])
     draw_curves([*flat, tall], tmp_path / "one.svg")
     draw_curves([*flat, tall], tmp_path / "two.svg")
     text = (tmp_path / "one.svg").read_text()
     assert text == (tmp_path / "two.svg").read_text()
-    assert "&lt;e&gt; &amp; Co, high-entropy" in text
+    assert r"&lt;e&gt; &amp; $\Co$, high-entropy" in text
     assert "mathdefault" in text  # powers of ten at its marks: 9 would press 0.1 flat
     draw_curves(flat, tmp_path / "one.svg")
     assert "mathdefault" not in (tmp_path / "one.svg").read_text()
