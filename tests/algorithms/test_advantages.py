@@ -1,13 +1,11 @@
-"""Advantages: literal numbers worked by hand, a slow oracle in plain Python, bad input."""
+"""Advantages: literal numbers worked by hand, and groups that are empty, equal, dead or hold NaN."""
 
 import itertools
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from random_batches import ALL_ON, batch
 from torch import Tensor
 from worked_example import EXAMPLE, LOGPROBS, MASK, REWARDS, ZERO, close, rows
 
@@ -16,8 +14,6 @@ from policy_split.algorithms.advantages import bonus_statistics, dual_mode_advan
 
 CORRECTNESS = [-0.5, -0.5, 1.5, -0.5, -0.5]
 E2, E4 = 0.1353352832366127, 0.01831563888873418  # exp(-2), exp(-4)
-
-
 LITERALS = [
     # eta * clip(B, -bound, bound)
     ({"eta": 0.1}, ZERO, [-0.025, 0.025, 0.05, 0.025, -0.025]),
@@ -141,154 +137,6 @@ def test_literal_statistics(options: dict, one: float, two: float) -> None:
     assert (clamped.item(), dead.item()) == (pytest.approx(two), 0.5)
 
 
-@dataclass
-class Batch:
-    rewards: Tensor
-    logprobs: Tensor
-    mask: Tensor
-    surprise: Tensor | None
-    sizes: dict[str, int]
-
-
-PROMPT, RESPONSE = "NHNH", "NHHN"  # modes of the four blocks
-
-
-def batch(prompts: int, n: int, length: int, seed: int, *, surprise: bool, garbage: float = 0.0) -> Batch:
-    g = torch.Generator().manual_seed(seed)
-    size = (4, prompts * n, length)
-    own = torch.rand(size[1:], generator=g) < 0.7, torch.rand(size[1:], generator=g) < 0.7
-    mask = torch.stack([own["NH".index(r)] for r in RESPONSE]).flatten(0, 1)
-    rewards = torch.randint(0, 2, (4 * prompts * n,), generator=g).double()
-    nats = torch.randint(0, 33, (2, *size), generator=g).double().flatten(1, 2) / 8  # a grid: no near ties at quantiles
-    nats = torch.where(mask, nats, garbage)
-    sizes = {"num_prompts": prompts, "num_generations": n}
-    return Batch(rewards, -nats[0], mask, nats[1] if surprise else None, sizes)
-
-
-def oracle_quantile(values: list[float], ratio: float) -> float:
-    values, position = sorted(values), ratio * (len(values) - 1)
-    low, high, weight = values[math.floor(position)], values[math.ceil(position)], position - math.floor(position)
-    return low + weight * (high - low)
-
-
-def oracle_normalise(values: list[float], how: str) -> list[float]:
-    if how == "none":
-        return values
-    if len(set(values)) <= 1:
-        return [0.0] * len(values)
-    mean = math.fsum(values) / len(values)
-    std = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1))
-    scale = std if how == "zscore" else max(values) - min(values)
-    return [(x - mean) / (scale + 1e-6) for x in values]
-
-
-def oracle(
-    x: Batch, *, alpha, eta, eta_normal, kappa, clamp, clamp_floor, share_correction, normalize, ratio, correctness_mask
-) -> tuple[Tensor, Tensor]:
-    """The definition, one token at a time."""
-    prompts, n = x.sizes["num_prompts"], x.sizes["num_generations"]
-    advantages, bonus = torch.zeros_like(x.logprobs), torch.zeros_like(x.logprobs)
-
-    def block_row(prompt: str, response: str, question: int, i: int) -> int:
-        return list(zip(PROMPT, RESPONSE, strict=True)).index((prompt, response)) * prompts * n + question * n + i
-
-    for mode, question in itertools.product("NH", range(prompts)):
-        other = "NH".replace(mode, "")
-        places = [(r, i) for r in "NH" for i in range(n)]
-        group = {p: block_row(mode, p[0], question, p[1]) for p in places}
-        twin = {p: block_row(other, p[0], question, p[1]) for p in places}
-        correctness = oracle_normalise([x.rewards[group[p]].item() for p in places], "zscore")
-        tokens = [(k, t) for k, p in enumerate(places) for t in range(x.mask.shape[1]) if x.mask[group[p], t]]
-        surprise = -x.logprobs if x.surprise is None else x.surprise
-        b = [
-            alpha * surprise[group[places[k]], t].item() + (1 - alpha) * surprise[twin[places[k]], t].item()
-            for k, t in tokens
-        ]
-        same = len({x.rewards[row].item() for row in group.values()}) == 1
-        for (k, t), raw, value in zip(tokens, b, oracle_normalise(b, normalize), strict=True):
-            row, a = group[places[k]], correctness[k]
-            if raw < oracle_quantile(b, ratio) or (correctness_mask == "all_same" and not same):
-                value = 0.0
-            scale = eta if mode == "H" else -eta_normal
-            bound = math.inf if kappa is None else max(abs(a), clamp_floor) / kappa
-            if clamp == "paper":
-                bonus[row, t] = scale * max(-bound, min(bound, value))
-            else:
-                bonus[row, t] = max(-bound, min(bound, scale * value))
-            weight = 1.0
-            if share_correction == "truncated" and places[k][0] != mode:
-                weight = min(1.0, math.exp(x.logprobs[row, t].item() - x.logprobs[twin[places[k]], t].item()))
-            advantages[row, t] = weight * (a + bonus[row, t].item())
-    return advantages, bonus
-
-
-OPTION_VALUES = {
-    "alpha": [0.0, 0.25, 0.5, 1.0],
-    "eta": [0.0, 0.03, 0.3, 1.0],
-    "eta_normal": [0.0, 0.1, -0.2],
-    "kappa": [None, 0.5, 2.0],
-    "clamp": ["paper", "code"],
-    "clamp_floor": [0.0, 0.7],
-    "share_correction": ["none", "truncated"],
-    "normalize": ["zscore", "mean", "none"],
-    "lowest_entropy_mask_ratio": [0.0, 0.3, 0.5, 0.99],
-    "correctness_mask": ["none", "all_same"],
-}
-options_strategy = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in OPTION_VALUES.items()})
-sizes_strategy = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 4))
-
-
-@settings(max_examples=250, deadline=None)
-@given(sizes_strategy, st.integers(0, 10**6), st.booleans(), options_strategy)
-def test_against_the_oracle(sizes: tuple[int, int, int], seed: int, surprise: bool, options: dict) -> None:
-    x = batch(*sizes, seed, surprise=surprise)
-    actual = dual_mode_advantages(x.rewards, x.logprobs, x.mask, surprise=x.surprise, **x.sizes, **options)
-    ratio = options.pop("lowest_entropy_mask_ratio")
-    for got, expected in zip(actual, oracle(x, ratio=ratio, **options), strict=True):
-        torch.testing.assert_close(got, expected, atol=1e-8, rtol=1e-8)
-
-
-ALL_ON = {
-    "eta": 0.3, "eta_normal": 0.1, "kappa": 2.0, "clamp": "code", "clamp_floor": 0.1, "share_correction": "truncated",
-    "lowest_entropy_mask_ratio": 0.2,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf, 1e38])
-@pytest.mark.parametrize("normalize", ["zscore", "mean", "none"])
-def test_masked_places_do_not_leak(garbage: float, normalize: str) -> None:
-    clean, dirty = (batch(3, 2, 5, 7, surprise=True, garbage=value) for value in (0.0, garbage))
-    assert not clean.mask.all()
-    results = [
-        dual_mode_advantages(
-            x.rewards, x.logprobs, x.mask, surprise=x.surprise, normalize=normalize, **x.sizes, **ALL_ON
-        )
-        for x in (clean, dirty)
-    ]
-    for a, b in zip(*results, strict=True):
-        assert torch.equal(a, b)
-        assert torch.equal(a[~clean.mask], torch.zeros_like(a[~clean.mask]))
-
-
-def test_permuted_questions_and_responses() -> None:
-    """Neither questions nor the responses of one mode to a question (two blocks at once) have an order."""
-    x = batch(4, 3, 5, 11, surprise=True)
-
-    def run(order: Tensor) -> tuple[Tensor, Tensor]:
-        tensors = (x.rewards[order], x.logprobs[order], x.mask[order])
-        return dual_mode_advantages(*tensors, surprise=x.surprise[order], **x.sizes, **ALL_ON)
-
-    index = torch.arange(48).view(4, 4, 3)
-    questions = index[:, [2, 0, 3, 1]].flatten()
-    responses = index.clone()
-    responses[[0, 3], 1] = responses[[0, 3], 1][:, [2, 0, 1]]
-    plain = run(index.flatten())
-    for got, expected in zip(run(questions), plain, strict=True):
-        torch.testing.assert_close(got, expected[questions], atol=1e-12, rtol=1e-12)
-    for got, expected in zip(run(responses.flatten()), plain, strict=True):
-        torch.testing.assert_close(got, expected[responses.flatten()], atol=1e-12, rtol=1e-12)
-
-
 @pytest.mark.parametrize("normalize", ["zscore", "mean"])
 def test_groups_of_no_or_one_token_or_of_equal_ones(normalize: str) -> None:
     """n = 1, questions with 0 tokens, 1 token, and 2 of 7 tokens of surprise 0.1 (the fp32 mean of 14 is not 0.1)."""
@@ -400,99 +248,3 @@ def test_nan_goes_through_its_group(normalize: str) -> None:
     expected = torch.zeros_like(is_nan)
     expected[:, 0, 2] = True
     assert torch.equal(is_nan, expected)
-
-
-def test_quantile_of_groups() -> None:
-    """Against torch.quantile, group by group."""
-    x = batch(3, 4, 6, 3, surprise=True)
-    b, valid = x.surprise.view(2, 2, 3, 4, 6), x.mask.view(2, 2, 3, 4, 6)
-    for ratio in (0.0, 0.1, 0.37, 0.5, 0.999):
-        actual = module.group_quantile(b, valid, ratio)
-        assert actual.shape == (1, 2, 3, 1, 1)
-        for mode, question in itertools.product(range(2), range(3)):
-            group = b[:, mode, question][valid[:, mode, question]]
-            torch.testing.assert_close(actual[0, mode, question, 0, 0], torch.quantile(group, ratio))
-
-
-def test_quantile_of_many_tokens() -> None:
-    """0 ... 99,999 in one group: the position 0.37 * 99,999 = 36,999.63 has no room for its fraction in fp32."""
-    b = torch.arange(100_000.0, dtype=torch.float64).view(2, 1, 1, 1, -1).repeat(1, 2, 1, 1, 1)
-    actual = module.group_quantile(b, torch.ones_like(b, dtype=torch.bool), 0.37)
-    torch.testing.assert_close(actual.flatten(), torch.full((2,), 36_999.63, dtype=torch.float64), atol=1e-9, rtol=0)
-
-
-BAD_OPTIONS = [
-    ("num_prompts", 0, ValueError, "num_prompts must be an integer of at least 1, got 0"),
-    ("num_prompts", 1.0, TypeError, "num_prompts"),
-    ("num_prompts", True, TypeError, "num_prompts"),
-    ("num_generations", 0, ValueError, "num_generations must be an integer of at least 1, got 0"),
-    ("num_generations", -2, ValueError, "num_generations"),
-    ("num_generations", "2", TypeError, "num_generations"),
-    ("alpha", -0.1, ValueError, r"alpha must be a number in \[0, 1\], got -0.1"),
-    ("alpha", 1.5, ValueError, "alpha"),
-    ("alpha", math.nan, ValueError, "alpha"),
-    ("alpha", None, TypeError, "alpha"),
-    ("alpha", torch.tensor(0.5), TypeError, "alpha"),
-    ("eta", -0.03, ValueError, "eta must be a finite number of at least 0, got -0.03"),
-    ("eta", math.inf, ValueError, "eta"),
-    ("eta_normal", math.nan, ValueError, "eta_normal must be a finite number, got nan"),
-    ("eta_normal", -math.inf, ValueError, "eta_normal"),
-    ("kappa", 0, ValueError, "kappa must be a finite number above 0, or None for no clamp, got 0"),
-    ("kappa", -2.0, ValueError, "kappa"),
-    ("kappa", math.inf, ValueError, "kappa"),
-    ("kappa", "2", TypeError, "kappa"),
-    ("clamp", "Paper", ValueError, "clamp must be 'paper' or 'code', got 'Paper'"),
-    ("clamp", None, TypeError, "clamp"),
-    ("clamp_floor", -1.0, ValueError, "clamp_floor must be a finite number of at least 0, got -1.0"),
-    ("clamp_floor", math.nan, ValueError, "clamp_floor"),
-    ("share_correction", "clipped", ValueError, "share_correction must be 'none' or 'truncated', got 'clipped'"),
-    ("normalize", "z", ValueError, "normalize must be 'zscore', 'mean' or 'none', got 'z'"),
-    ("normalize", None, TypeError, "normalize"),
-    ("lowest_entropy_mask_ratio", 1.0, ValueError, r"lowest_entropy_mask_ratio must be a number in \[0, 1\), got 1.0"),
-    ("lowest_entropy_mask_ratio", -0.1, ValueError, "lowest_entropy_mask_ratio"),
-    ("correctness_mask", "all", ValueError, "correctness_mask must be 'none' or 'all_same', got 'all'"),
-]
-
-
-@pytest.mark.parametrize(("name", "value", "error", "message"), BAD_OPTIONS)
-@pytest.mark.parametrize("function", [dual_mode_advantages, bonus_statistics])
-def test_bad_options(function, name: str, value: object, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        function(REWARDS, LOGPROBS, MASK, **{**EXAMPLE, name: value})
-
-
-def poked(x: Tensor, index: tuple[int, ...], value: float) -> Tensor:
-    x = x.clone()
-    x[index] = value
-    return x
-
-
-BAD_TENSORS = [
-    ({"rewards": REWARDS[:7]}, ValueError, r"rewards has shape \(7,\), expected \(8,\) for 1 prompts, 2 generations"),
-    ({"rewards": REWARDS[:, None]}, ValueError, r"rewards has shape \(8, 1\), expected \(8,\)"),
-    ({"logprobs": LOGPROBS[:4]}, ValueError, r"logprobs has shape \(4, 2\), expected \(8, 2\)"),
-    ({"logprobs": LOGPROBS[:, 0]}, ValueError, r"logprobs has shape \(8,\), expected \(8, 'T'\)"),
-    ({"logprobs": LOGPROBS[..., None]}, ValueError, r"logprobs has shape \(8, 2, 1\), expected \(8, 'T'\)"),
-    ({"mask": MASK[:, :1]}, ValueError, r"mask has shape \(8, 1\), expected \(8, 2\)"),
-    ({"mask": MASK[:1]}, ValueError, r"mask has shape \(1, 2\), expected \(8, 2\)"),
-    ({"surprise": LOGPROBS[:, :1]}, ValueError, r"surprise has shape \(8, 1\), expected \(8, 2\)"),
-    ({"num_prompts": 2}, ValueError, r"logprobs has shape \(8, 2\), expected \(16, 2\) for 2 prompts, 2 generations"),
-    ({"rewards": REWARDS.tolist()}, TypeError, "rewards must be a .*tensor, got list"),
-    ({"logprobs": None}, TypeError, "logprobs must be a .*tensor, got NoneType"),
-    ({"logprobs": MASK.long()}, TypeError, "logprobs must be a .*floating.* tensor, got torch.int64"),
-    ({"surprise": MASK.long()}, TypeError, "surprise must be a .*floating.* tensor, got torch.int64"),
-    ({"mask": None}, TypeError, "mask must be a .*tensor, got NoneType"),
-    ({"rewards": poked(REWARDS, (5,), math.nan)}, ValueError, r"rewards\[5\] is nan, expected a finite number"),
-    ({"rewards": poked(REWARDS, (0,), -math.inf)}, ValueError, r"rewards\[0\] is -inf"),
-    ({"logprobs": poked(LOGPROBS, (2, 1), -math.inf)}, ValueError, r"logprobs\[2, 1\] is -inf"),
-    ({"logprobs": poked(LOGPROBS, (7, 0), math.nan)}, ValueError, r"logprobs\[7, 0\] is nan"),
-    ({"surprise": poked(LOGPROBS, (4, 1), math.inf)}, ValueError, r"surprise\[4, 1\] is inf"),
-    ({"mask": poked(MASK, (5, 0), 0)}, ValueError, r"mask\[3\] differs from that of the same response"),
-]
-
-
-@pytest.mark.parametrize(("change", "error", "message"), BAD_TENSORS)
-def test_bad_tensors(change: dict, error: type[Exception], message: str) -> None:
-    arguments = {"rewards": REWARDS, "logprobs": LOGPROBS, "mask": MASK, **EXAMPLE, **change}
-    with pytest.raises(error, match=message):
-        dual_mode_advantages(**arguments)
