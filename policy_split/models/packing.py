@@ -77,7 +77,7 @@ def sharing_fault(logits_of: Callable[[Batch], Tensor], embeddings: nn.Embedding
     sizes = ([2, 2], [TAIL, TAIL])
     embedded: list[Tensor] = []  # (1, S, D): the prompt, the first response, the second
 
-    def leaf(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    def leaf(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())
         return embedded[-1]
 
@@ -89,12 +89,8 @@ def sharing_fault(logits_of: Callable[[Batch], Tensor], embeddings: nn.Embedding
                 shared = logits_of(batch).float().view(2, TAIL, -1)
             finally:
                 hook.remove()
-            reached = [
-                sum(x.abs().sum(-1) for x in torch.autograd.grad(own.sum(), embedded, retain_graph=True))[0, 2:].view(
-                    2, -1
-                )
-                for own in shared
-            ]
+            gradients = [torch.autograd.grad(own.sum(), embedded, retain_graph=True) for own in shared]
+            reached = [torch.stack([x.abs().sum(-1) for x in each]).sum(0)[0, 2:].view(2, -1) for each in gradients]
         with torch.no_grad():
             padded, by_own = (
                 logits_of(PaddedBatch([0, 1], ids, responses, *sizes)).float() for ids in (prompt, changed)

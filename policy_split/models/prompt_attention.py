@@ -68,7 +68,7 @@ def shared_prompt_attention(
     scale: float | None,
 ) -> Tensor:
     """(1, S, H, d): softmax attention of each prompt's tokens, and of each response's over its prompt and itself."""
-    grouped = {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
+    grouped: dict[str, Any] = {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
     keys, values = (_taken(x, layout.prompts) for x in (key, value))
     out = scaled_dot_product_attention(
         _taken(query, layout.prompts), keys, values, attn_mask=layout.prompt_mask, **grouped

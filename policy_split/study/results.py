@@ -10,7 +10,7 @@ from typing import Any
 
 from policy_split.modes import HIGH_ENTROPY, MODE_NAMES
 from policy_split.run_folder.checkpoints import METRICS
-from policy_split.run_folder.runlog import ENVIRONMENT
+from policy_split.run_folder.output_dir import ENVIRONMENT
 
 from .plan import Plan
 from .runner import finished
