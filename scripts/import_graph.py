@@ -12,6 +12,7 @@ from scripts.site.diagrams import INK, svg
 
 PICTURE = Path(__file__).parents[1] / "docs" / "assets" / "imports.svg"
 ABOVE, BELOW = "policy_split", "policy_split_kernels"
+GREY = "#767b85"  # to be read on a white page and on a dark one
 STYLE = """
   nodesep=0.2; ranksep=0.35; edge [arrowsize=0.6, penwidth=0.8];
   node [shape=box, style=rounded, fontsize=14, height=0.3, margin="0.1,0.04"];
@@ -63,5 +64,5 @@ def dot(imports: Imports) -> str:
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(svg(dot(reduced(folder_imports()))))
+    PICTURE.write_text(svg(dot(reduced(folder_imports()))).replace("currentColor", GREY))
     print(PICTURE)
