@@ -67,6 +67,22 @@ def test_rules_name_fields_and_fields_have_help():
     assert all(len(setting.metadata["help"]) > 4 for setting in fields(PolicySplitConfig))
 
 
+def test_every_field_says_what_a_resumed_run_may_do_to_it():
+    assert {setting.metadata["resume"] for setting in fields(PolicySplitConfig)} == {"free", "fixed", "product"}
+    free = {setting.name for setting in fields(PolicySplitConfig) if setting.metadata["resume"] == "free"}
+    assert free >= {
+        "max_steps",
+        "num_train_epochs",
+        "learning_rate",
+        "weight_decay",
+        "lr_scheduler_type",
+        "warmup_steps",
+    }
+    assert free >= {"output_dir", "save_steps", "logging_steps", "eval_steps", "report_to", "use_cpu", "disable_tqdm"}
+    assert not free & {"seed", "model_dtype", "algorithm", "eta", "temperature", "num_generations", "prompts_per_step"}
+    assert not free & {"high_entropy_prompt", "normal_prompt", "chat_template_kwargs", "max_completion_length", "beta"}
+
+
 def test_command_line():
     line = [
         "--output_dir",
