@@ -1,17 +1,17 @@
 """The dual-mode policy loss from hidden states and the LM head's weight, at the price of three GEMMs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from policy_split_kernels.contract import valid_rows
+from policy_split_kernels.contract import RowStatistics, valid_rows
 from policy_split_kernels.lm_head.arguments import linear_call
 from policy_split_kernels.lm_head.autograd import linear_loss, linear_statistics
 from policy_split_kernels.lm_head.losses import DualModeRows
 from policy_split_kernels.outside_graphs import outside_graphs
-from policy_split_kernels.rows import mask_vector, target_vector
+from policy_split_kernels.rows import mask_vector, target_vector, token_vector
 from policy_split_kernels.vector_loss import vector_loss_rows
 
 from .arguments import check_settings, loss_rows
@@ -24,7 +24,7 @@ def linear_dual_mode_loss(
     weight: Tensor,  # (V, D)
     targets: Tensor,  # (...)
     *,
-    advantages: Tensor,  # (...)
+    advantages: Tensor | Callable[[Tensor, Tensor], Tensor],  # (...), or a function of log-probs and entropy (...)
     mode: Tensor,  # (...) integers: 0 normal, 1 high-entropy, up to the number of coefficients
     old_logprobs: Tensor | None = None,  # (...)
     ref_logprobs: Tensor | None = None,  # (...)
@@ -63,6 +63,9 @@ def linear_dual_mode_loss(
     its arguments and sources are those of `dual_mode_loss`; bias, logit_scale, logits_dtype, chunk_bytes (the one knob
     of memory against time) and process_group those of `linear_logprobs_and_entropy`.
     Raises TypeError, ValueError or IndexError that name the offending argument, shape or value, as those two do.
+    Advantages that depend on the log-probs themselves (`dual_mode_advantages`) may be a function of the log-probs and
+    entropies of all tokens, both detached: it is called once, in forward. That takes one more GEMM, unless one chunk
+    (chunk_bytes) holds all tokens.
     A second backward computes the logits again, and so does every one in float16, whose gradients need the loss scale
     first, and of `ratio_level="sequence"`, where no token's gradient is known before its sequence is: four GEMMs.
     Source: arXiv 2604.11510 section 3.
@@ -73,15 +76,26 @@ def linear_dual_mode_loss(
         process_group,
     )  # fmt: skip
     like, target, valid = call.like, target_vector(targets, call.like), mask_vector(mask, call.like)
+    known = targets.new_zeros(targets.shape, dtype=like.dtype) if callable(advantages) else advantages
     tokens = loss_rows(
-        like, target, valid, advantages, mode, old_logprobs, ref_logprobs, sampler_logprobs, weights, loss_type,
+        like, target, valid, known, mode, old_logprobs, ref_logprobs, sampler_logprobs, weights, loss_type,
         max_completion_length, entropy_coef, kl_coef, surrogate, clip_low, clip_high, clip_delta, sampler_cap,
     )  # fmt: skip
     rows: tuple[Tensor, ...]
     if ratio_level == "sequence":
         logprobs, entropy = linear_statistics(*call[:4])
+        if callable(advantages):
+            of_tokens = advantages(*(x.detach().view(targets.shape) for x in (logprobs, entropy)))
+            tokens = tokens._replace(advantages=token_vector("advantages", of_tokens, like, logprobs.dtype))
         rows = vector_loss_rows(logprobs, entropy, valid_rows(target, valid), like.shape[-2], tokens)
         loss = rows[0].sum()
     else:
-        loss, rows = linear_loss(*call[:4], DualModeRows(tokens))
+        wait = None
+        if callable(advantages):
+
+            def wait(statistics: RowStatistics) -> Tensor:
+                seen = (x.view(targets.shape) for x in (statistics.logprobs, statistics.entropy))
+                return token_vector("advantages", advantages(*seen), like, statistics.logprobs.dtype)
+
+        loss, rows = linear_loss(*call[:4], DualModeRows(tokens, wait))
     return DualModeLossOutput(loss, *(x.view(targets.shape) for x in rows[1:5]))

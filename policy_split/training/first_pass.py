@@ -1,16 +1,14 @@
 """The first update of a rollout scores its own rows: one forward of the model where scoring apart takes two."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from policy_split.config import PolicySplitConfig
 from policy_split.models.batches import Batch
 from policy_split.rollouts.rollout import Rollout
-from policy_split_kernels.linear import linear_logprobs_and_entropy
 
 TABLES = ("logprobs", "entropy", "divergence")
 
@@ -53,18 +51,3 @@ def scores_with_update(config: PolicySplitConfig, rows_of_question: int) -> bool
         return config.score_with_update == "on"
     fits = rows_of_question <= config.per_device_train_batch_size
     return fits or config.gradient_checkpointing or not config.chosen_algorithm.dual_mode
-
-
-def scored_head(
-    loss_fn: Callable[..., Any],
-    batch: Batch,
-    first: FirstPass,
-    options: Mapping[str, Any],
-    hidden: Tensor,
-    weight: Tensor,
-    **of_head: Any,
-) -> Any:
-    """A head_fn of `patch_lm_head`: the scores of the hidden states, the advantages that follow, and then the loss."""
-    with torch.no_grad():
-        advantages = first.advantages(batch, *linear_logprobs_and_entropy(hidden, weight, **options, **of_head))
-    return loss_fn(hidden, weight, **of_head, advantages=advantages)

@@ -29,7 +29,7 @@ from policy_split_kernels.linear import linear_token_loss
 from policy_split_kernels.logprobs import logprobs_and_entropy
 
 from .baseline_step import baseline_loss
-from .first_pass import FirstPass, scored_head
+from .first_pass import FirstPass
 from .regularizer import entropy_coefficients, mode_push, push_coefficients
 
 
@@ -137,10 +137,10 @@ class PolicyUpdate:
         if self._own_loss:
             out = self._baseline(batch, arguments, None if chosen is None else batch.gather(chosen))
         elif self.policy.fused:
-            head_fn = partial(linear_dual_mode_loss, chunk_bytes=self.policy.chunk_bytes, **arguments)
             if first is not None and first.advantages_of is not None:
-                options = {"chunk_bytes": self.policy.chunk_bytes, **first.arguments(batch, config.temperature)}
-                head_fn = partial(scored_head, head_fn, batch, first, options)
+                # every token is scored; those that do not train have the weight 0
+                arguments |= {"advantages": partial(first.advantages, batch), "mask": batch.gather(rollout.mask)}
+            head_fn = partial(linear_dual_mode_loss, chunk_bytes=self.policy.chunk_bytes, **arguments)
             out = self.policy.completion_head(batch, head_fn)
         else:
             logits = self.policy.completion_logits(batch)

@@ -39,6 +39,12 @@ class Chunk(NamedTuple):
 
 
 class Loss(Protocol):
+    def wants_statistics(self) -> bool:
+        """Whether the loss depends on the statistics of all tokens: `prepare` is then called before the first chunk."""
+
+    def prepare(self, statistics: RowStatistics) -> None:
+        """Take the statistics of all tokens (N,), detached."""
+
     def rows(self, statistics: RowStatistics, chunk: Chunk) -> LossRows:
         """The loss of a chunk's tokens and its derivatives, from their statistics."""
 
@@ -65,6 +71,7 @@ class LinearHead:
             self.targets = local_targets(self.targets, valid, self.shard)
         self._places = None  # of the tokens that count; None: all are computed
         self._count = len(self.targets)
+        self._kept: tuple[Chunk, Tensor, Tensor] | None = None  # the one chunk, its logits not overwritten
         if not (valid.is_cuda and torch.cuda.is_current_stream_capturing()):
             places = valid.nonzero().squeeze(-1)
             self._places = None if len(places) == self._count else places
@@ -84,6 +91,10 @@ class LinearHead:
     def chunks(self) -> Iterator[tuple[Chunk, Tensor, Tensor]]:
         """Each chunk with the factor x (n, D) of its tokens and their logits (1, n, V), which may be overwritten."""
         size = self.tokens_at_once
+        if self._kept is not None:
+            yield self._kept
+            self._kept = None
+            return
         if self._count == 0:
             return
         buffer = self.products.buffer(min(size, self._count))
@@ -94,6 +105,15 @@ class LinearHead:
             logits = buffer[: len(x)]
             self.products.logits(x, logits)
             yield chunk, x, logits[None]
+
+    @property
+    def count(self) -> int:
+        """Tokens that are computed."""
+        return self._count
+
+    def keep(self, chunk: Chunk, x: Tensor, logits: Tensor) -> None:
+        """Let the next call of `chunks` give this one, without a product."""
+        self._kept = chunk, x, logits
 
     def arguments(self, chunk: Chunk) -> Distribution:
         """What the kernels take beside the logits of a chunk."""
@@ -124,17 +144,21 @@ class LinearHead:
         return gradients
 
 
-def statistics_pass(head: LinearHead) -> RowStatistics:
-    """One product: (N,) each, 0 where a token does not count."""
+def statistics_pass(head: LinearHead, *, keep: bool = False) -> RowStatistics:
+    """One product: (N,) each, 0 where a token does not count. keep: logits of a single chunk serve the next pass."""
     with _without_autocast(head):
         out = RowStatistics(*_zeros(head, 4))
-        for chunk, _, logits in head.chunks():
+        for chunk, x, logits in head.chunks():
             _put(out, head.statistics(logits, head.arguments(chunk)), chunk)
+            if keep and logits.shape[1] == head.count:
+                head.keep(chunk, x, logits)
     return out
 
 
 def loss_pass(head: LinearHead, loss: Loss, wants: Wants, *, form: bool) -> tuple[LossRows, Gradients | None]:
     """The loss of each token (N,); if `form`, its gradient for an upstream of 1: three products, two or one."""
+    if loss.wants_statistics():
+        loss.prepare(statistics_pass(head, keep=True))
     with _without_autocast(head):
         losses, logprobs, entropy, kl, *others = _zeros(head, 8)
         clipped = torch.zeros_like(losses, dtype=torch.bool)

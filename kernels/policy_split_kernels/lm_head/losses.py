@@ -18,6 +18,14 @@ class DualModeRows:
     """The dual-mode loss; `arguments` are those of `reference.dual_mode_loss` after keep_mask, without grad_logits."""
 
     arguments: LossArguments
+    advantages_of: Callable[[RowStatistics], Tensor] | None = None  # (N,) of all tokens; None: they are known
+
+    def wants_statistics(self) -> bool:
+        return self.advantages_of is not None
+
+    def prepare(self, statistics: RowStatistics) -> None:
+        if self.advantages_of is not None:
+            self.arguments = self.arguments._replace(advantages=self.advantages_of(statistics))
 
     def rows(self, statistics: RowStatistics, chunk: Chunk) -> LossRows:
         return loss_of_statistics(statistics, *map(chunk.take, self.arguments))
@@ -34,6 +42,12 @@ class TokenRows:
     loss_fn: Callable[[Tensor, Tensor, Tensor], Tensor]
     weights: Tensor  # (N,)
     _checked: bool = field(default=False, init=False)
+
+    def wants_statistics(self) -> bool:
+        return False
+
+    def prepare(self, statistics: RowStatistics) -> None:
+        raise NotImplementedError("a loss of each token by itself has nothing to prepare")
 
     def rows(self, statistics: RowStatistics, chunk: Chunk) -> LossRows:
         logprobs, entropy, row_max, log_sum = statistics
