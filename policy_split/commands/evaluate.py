@@ -43,6 +43,7 @@ SETTINGS = (
     "max_completion_length",
     "high_entropy_prompt",
     "normal_prompt",
+    "high_entropy_place",
     "chat_template_kwargs",
     "reward_weights",
     "model_dtype",

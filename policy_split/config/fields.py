@@ -144,6 +144,11 @@ class PolicySplitConfig:
     )
     high_entropy_prompt: str = _fixed(HIGH_ENTROPY_PROMPT, "System prompt of the high-entropy mode.")
     normal_prompt: str | None = _fixed(None, "System prompt of the normal mode.")
+    high_entropy_place: str = _fixed(
+        "system",
+        "Where both prompts stand: system, in the system message; user, in front of the user's first message, for chat "
+        "templates that refuse or drop a system message.",
+    )
     alpha: float = _fixed(0.5, "Share of the own mode in the bonus; 1 - alpha is the push away from the other mode.")
     eta: float = _fixed(0.03, "Scale of the high-entropy mode's bonus; about 0.3 with clamp='code' for small models.")
     eta_normal: float = _fixed(0.0, "Scale of the normal mode's own bonus, which is subtracted.")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from policy_split.messages import PLACES
+
 if TYPE_CHECKING:
     from .fields import PolicySplitConfig
 
@@ -78,6 +80,7 @@ RULES: dict[str, Rule] = {
     "max_completion_length": COUNT,
     "temperature": POSITIVE,
     "high_entropy_prompt": TEXT,
+    "high_entropy_place": _one_of(*PLACES),
     "alpha": (lambda x: 0 <= x <= 1, "between 0 and 1"),
     "eta": NOT_NEGATIVE,
     "eta_normal": FINITE,

@@ -98,7 +98,9 @@ def warm_start_countdown(
         model,
         tokenizer,
         examples,
-        encode=lambda prompt, mode: encode_prompt(tokenizer, prompt, config.system_prompts[mode]),
+        encode=lambda prompt, mode: encode_prompt(
+            tokenizer, prompt, config.system_prompts[mode], place=config.high_entropy_place
+        ),
         steps=size.warm_start_steps,
         batch_size=size.warm_start_batch_size,
         learning_rate=size.warm_start_learning_rate,

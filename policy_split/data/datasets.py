@@ -8,8 +8,8 @@ from typing import Any, TypeAlias, cast
 import torch
 from datasets import Dataset, DatasetDict
 
-from policy_split.config import PolicySplitConfig
-from policy_split.modes import MODE_NAMES, MODES, check_prompt, encode_prompt
+from policy_split.messages import check_prompt
+from policy_split.modes import PromptSettings, encode_modes
 
 from .reasoning_gym import check_held_out
 from .rows import Questions, Rows, place
@@ -81,26 +81,7 @@ def check_apart(train: Questions, evaluated: Questions) -> None:
         )
 
 
-def encode_modes(tokenizer: Any, prompt: Any, config: PolicySplitConfig, where: str) -> list[list[int]]:
-    """The prompt's token ids in each mode; ValueError names a sample too long, or the same in both modes."""
-    try:
-        ids = [encode_prompt(tokenizer, prompt, system, config.template_kwargs) for system in config.system_prompts]
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    for mode in MODES:
-        if config.max_prompt_length is not None and len(ids[mode]) > config.max_prompt_length:
-            raise ValueError(
-                f"{where}: the {MODE_NAMES[mode]} prompt has {len(ids[mode])} tokens, "
-                f"more than max_prompt_length={config.max_prompt_length}; raise it or remove the sample"
-            )
-    if ids[0] == ids[1]:
-        raise ValueError(
-            f"{where}: both modes read the same tokens; the chat template or tokenizer drops the system prompt"
-        )
-    return ids
-
-
-def longest_prompt(tokenizer: Any, dataset: Questions, config: PolicySplitConfig, name: str = "train_dataset") -> int:
+def longest_prompt(tokenizer: Any, dataset: Questions, config: PromptSettings, name: str = "train_dataset") -> int:
     """Tokens of the longest prompt of either mode; every prompt is checked, see `encode_modes`."""
     return max(
         len(ids)

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from policy_split.config import PolicySplitConfig
-from policy_split.data.datasets import encode_modes
 from policy_split.data.rows import copied
 from policy_split.isolation.foreign_calls import call_foreign
 from policy_split.models.batches import Batch, PackedBatch, PaddedBatch
 from policy_split.models.policy import Policy
 from policy_split.models.shared_prompts import SharedPromptBatch
-from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
+from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL, encode_modes
 from policy_split.progress import track
 from policy_split.rewards.functions import RewardFunction, compute_rewards
 from policy_split_kernels.divergence import mode_divergence

@@ -1,25 +1,20 @@
 """Policy Split on verl: rows and advantages by keys; where verl is installed, its registries, agent loop and config."""
 
-import asyncio
 import importlib
 import inspect
 import math
 import os
 import subprocess
 import sys
-import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import tiny
 import torch
+from verl_runs import CONFIG, composed, configuration
 
 from policy_split import dual_mode_advantages, dual_mode_loss, extras
 from policy_split.integrations.keyed_rows import order_of, place_of, policy_split_advantages
-from policy_split.modes import encode_prompt
 
-CONFIG = Path(__file__).parents[2] / "examples" / "verl"
 # two questions, two responses of each mode, in no order
 KEYS = [f"{uid}_{session}_{index}" for index in (1, 0) for session in (2, 0, 3, 1) for uid in ("q_1", "q_2")]
 
@@ -71,39 +66,13 @@ def test_without_verl(monkeypatch, module):
         importlib.import_module(f"policy_split.integrations.{module}")
 
 
-@pytest.fixture(scope="module")
-def ours():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # verl's packages warn when they are imported
-        pytest.importorskip("verl", reason="verl is not installed", exc_type=ImportError)
-        from verl.trainer.ppo.v1 import agent_loop_tq, trainer_sync  # noqa: F401
-        from verl.workers.utils import padding  # noqa: F401
-
-        from policy_split.integrations.verl import trainer as verl
-    return verl
-
-
-def composed(*overrides):
-    hydra = pytest.importorskip("hydra")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # hydra calls what omegaconf 2.4 has deprecated
-        with hydra.initialize_config_dir(str(CONFIG), version_base=None):
-            return hydra.compose("policy_split", list(overrides))
-
-
-def configuration(**settings):
-    """Four responses to a question."""
-    settings = [f"algorithm.policy_split.{name}={value}" for name, value in settings.items()]
-    return composed("data.train_files=x", "actor_rollout_ref.rollout.n=4", *settings)
-
-
 def test_registries(ours):
     from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
     from verl.trainer.ppo import core_algos
 
     assert core_algos.get_policy_loss_fn("policy_split") is ours.policy_loss
     assert core_algos.get_adv_estimator_fn("policy_split") is ours.correctness_advantage
-    assert _agent_loop_registry["policy_split"]["_target_"].endswith("verl.PolicySplitAgentLoop")
+    assert _agent_loop_registry["policy_split"]["_target_"].endswith("verl.trainer.PolicySplitAgentLoop")
 
 
 def test_loss_is_ours(ours):
@@ -125,94 +94,6 @@ def test_loss_is_ours(ours):
     gradients = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (loss, literal)]
     torch.testing.assert_close(*gradients)
     assert 0 < metrics["actor/pg_clipfrac"] < 1
-
-
-class Engine:
-    """Answers with an end of sequence that decoding would lose."""
-
-    def __init__(self, **fields):
-        self.asked, self.fields = [], fields
-
-    async def generate(self, prompt_ids, **kwargs):
-        from verl.workers.rollout.replica import TokenOutput
-
-        self.asked.append(list(prompt_ids))
-        answer = [10 + len(self.asked) % 4, 11, 2]
-        return TokenOutput(token_ids=answer, log_probs=[-0.5] * 3, **self.fields)
-
-
-class Grader:
-    def __init__(self):
-        self.compute_score, self.calls = SimpleNamespace(remote=self.score), 0
-
-    async def score(self, data):
-        self.calls += 1
-        return {"reward_score": float(self.calls), "reward_extra_info": {"acc": 1}}
-
-
-@pytest.fixture
-def worker(ours, monkeypatch):
-    """verl's own worker of the agent loops, without Ray: an engine, a grader and a queue of this file."""
-    from verl.trainer.ppo.v1 import agent_loop_tq
-
-    queue = {}
-
-    async def put(keys, fields, tags, partition_id):
-        queue.update(zip(keys, fields, strict=True))
-
-    async def put_status(key, partition_id, tag):
-        queue["status"] = tag["status"]
-
-    monkeypatch.setattr(agent_loop_tq.tq, "async_kv_batch_put", put)
-    monkeypatch.setattr(agent_loop_tq.tq, "async_kv_put", put_status)
-    made = object.__new__(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class)
-    made.config, made.queue = configuration(high_entropy_prompt="explore"), queue
-    made.llm_client, made.tokenizer = Engine(), tiny.tokenizer(chat=True)
-    made.processor = made.hf_model_type = made.dataset_cls = None
-    made.tools, made.mm_processor_kwargs, made.distillation_enabled = [], {}, False
-    made.reward_loop_worker_handles = [Grader()]
-    return made
-
-
-def answers(worker, **prompt):
-    """The queue after a question."""
-    question = {"uid": "q", "raw_prompt": [{"role": "user", "content": "1 2 3"}], "agent_name": "policy_split"}
-    trajectory = {"step": 1, "sample_index": 0, "rollout_n": 0, "validate": False}
-    asyncio.run(worker._run_prompt(question | {"global_steps": 1} | prompt, {}, trajectory=trajectory))
-    return worker.queue
-
-
-def test_each_response_is_asked_once_and_stands_behind_both_prompts(worker):
-    queue = answers(worker)
-    assert queue.pop("status") == "finished"
-    prompts = [encode_prompt(worker.tokenizer, "1 2 3", system) for system in (None, "explore")]
-    assert prompts[0] != prompts[1]
-    assert worker.llm_client.asked == [prompts[0]] * 2 + [prompts[1]] * 2
-    assert worker.reward_loop_worker_handles[0].calls == 4
-    assert sorted(queue) == [f"q_{session}_{index}" for session in range(4) for index in (0, 1)]
-    for session in range(4):
-        mode = session // 2
-        twin, own = queue[f"q_{session}_0"], queue[f"q_{session}_1"]
-        for row, prompt in ((own, prompts[mode]), (twin, prompts[1 - mode])):
-            assert row["prompts"].tolist() == prompt
-            assert row["input_ids"].tolist() == prompt + own["responses"].tolist()
-            assert row["position_ids"].tolist() == list(range(len(prompt) + 3))
-            assert row["response_mask"].tolist() == row["loss_mask"].tolist() == [1, 1, 1]
-            assert row["rm_scores"].tolist() == own["rm_scores"].tolist() != [0, 0, 0]
-        assert twin["responses"].tolist() == own["responses"].tolist()
-        assert own["responses"].tolist()[1:] == [11, 2]
-
-
-def test_questions_that_cannot_be_shared(ours, worker, caplog):
-    worker.config.actor_rollout_ref.rollout.prompt_length = 5  # of the plain prompt, not of the other
-    assert answers(worker)["status"] == "failure"
-    assert "a prompt has 7 tokens with its system prompt, more than data.max_prompt_length=5" in caplog.text
-    worker.config.actor_rollout_ref.rollout.prompt_length = 512
-    worker.llm_client = Engine(routed_experts=[[[0]]])
-    assert answers(worker)["status"] == "failure"
-    assert "set rollout.enable_rollout_routing_replay=False" in caplog.text
-    with pytest.raises(ValueError, match=r"trainer\.use_v1=True"):
-        asyncio.run(object.__new__(ours.PolicySplitAgentLoop).run({}, raw_prompt=[]))
 
 
 @pytest.mark.parametrize(
@@ -377,4 +258,4 @@ def test_launch_script(ours, tmp_path):
     process = [sys.executable, "-W", "ignore", "-c", code]
     environment = os.environ | {"VERL_USE_EXTERNAL_MODULES": modules, "OMP_NUM_THREADS": "1"}
     out = subprocess.run(process, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    assert out.split()[-2:] == ["policy_split.integrations.verl"] * 2
+    assert out.split()[-2:] == ["policy_split.integrations.verl.trainer"] * 2

@@ -24,7 +24,7 @@ def settings(folder, **options):
     } | options
 
 
-def trainer(folder, *, model=None, reward=tiny.reward, questions=tiny.QUESTIONS, **options):
+def trainer(folder, *, model=None, reward=tiny.reward, questions=tiny.QUESTIONS, tokenizer=None, **options):
     given = {name: options.pop(name) for name in ("eval_dataset", "peft_config") if name in options}
     given = {name: Dataset.from_list(x) if isinstance(x, list) else x for name, x in given.items()}
     options = {"high_entropy_prompt": "explore", "clamp": "code", "eta_high": 0.5} | options
@@ -33,6 +33,6 @@ def trainer(folder, *, model=None, reward=tiny.reward, questions=tiny.QUESTIONS,
         reward,
         ours.PolicySplitGRPOConfig(**settings(folder, **options)),
         train_dataset=Dataset.from_list(questions),
-        processing_class=tiny.tokenizer(chat=not isinstance(questions[0]["prompt"], str)),
+        processing_class=tokenizer or tiny.tokenizer(chat=not isinstance(questions[0]["prompt"], str)),
         **given,
     )

@@ -6,6 +6,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from policy_split.algorithms.advantages import OPTIONS
+from policy_split.messages import PLACES
 from policy_split.modes import HIGH_ENTROPY_PROMPT
 
 BONUS_ESTIMATORS = ("sampled", "entropy")
@@ -47,6 +48,11 @@ class PolicySplitGRPOConfig(GRPOConfig):
     )
     high_entropy_prompt: str = _option(HIGH_ENTROPY_PROMPT, "System prompt of the high-entropy mode.")
     normal_prompt: str | None = _option(None, "System prompt of the normal mode.")
+    high_entropy_place: str = _option(
+        "system",
+        "Where both prompts stand: system, in the system message; user, in front of the user's first message, for chat "
+        "templates that refuse or drop a system message.",
+    )
     fused_kernels: bool = _option(True, "Log-probs and entropies from our fused LM head in place of TRL's.")
 
     def __post_init__(self) -> None:
@@ -67,6 +73,10 @@ class PolicySplitGRPOConfig(GRPOConfig):
             raise ValueError(f"num_generations={self.num_generations} must be even: half of them for each mode")
         if not self.high_entropy_prompt or self.high_entropy_prompt == (self.normal_prompt or ""):
             raise ValueError("high_entropy_prompt must be a text of its own: it is all that tells the modes apart")
+        if self.high_entropy_place not in PLACES:
+            raise ValueError(
+                f"high_entropy_place={self.high_entropy_place!r} must be one of {', '.join(map(repr, PLACES))}"
+            )
         for name, (values, reason) in NEEDED.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not for Policy Split: {reason}")
@@ -78,6 +88,13 @@ class PolicySplitGRPOConfig(GRPOConfig):
         """The settings that `dual_mode_advantages` takes."""
         names = [name for name in OPTIONS if name not in ("num_prompts", "num_generations", "eta")]
         return {name: getattr(self, name) for name in names} | {"eta": self.eta_high}
+
+    max_prompt_length = None  # TRL cuts none either
+
+    @property
+    def template_kwargs(self) -> dict[str, Any] | None:
+        kwargs: dict[str, Any] | None = self.chat_template_kwargs
+        return kwargs
 
     @property
     def system_prompts(self) -> tuple[str | None, str | None]:

@@ -7,7 +7,7 @@ response is put under the other mode's prompt too, and the advantages are those 
 Source: arXiv 2604.11510.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from trl.trainer.utils import pad, use_adapter
 
 from policy_split.algorithms.advantages import BonusStatistics, bonus_statistics, dual_mode_advantages
 from policy_split.integrations.interleaved import blocks_of, modes_of_rows, rows_of
-from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL, with_system_prompt
+from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL, encode_modes
 from policy_split.rollouts.metrics import Sums, add_sums, k3, means, sum_and_count
 
 from .config import PolicySplitGRPOConfig
@@ -53,6 +53,8 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         for name in UNSUPPORTED:
             if getattr(self, name, None):
                 raise ValueError(f"{name} makes prompts of its own; Policy Split asks each question in two ways itself")
+        self._check_prompts(self.train_dataset, "train_dataset")
+        self._check_prompts(self.eval_dataset, "eval_dataset")
         if args.fused_kernels:
             use_fused_kernels(self)
         self._row_modes: list[int] = []  # of the responses of this process
@@ -71,22 +73,31 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         else:
             self._row_modes = modes_of_rows(self.accelerator.process_index * total, total, per_mode)
         self._log_completion_extra("mode", [MODE_NAMES[mode] for mode in self._row_modes])
-        generated = super()._generate(self._asked(prompts, self._row_modes))
-        if self.model.training:
-            other = [HIGH_ENTROPY if mode == NORMAL else NORMAL for mode in self._row_modes]
-            self._twin_ids = self._tokenize_prompts(self._asked(prompts, other))[0]
-        return generated
+        return super()._generate(prompts)
 
-    def _asked(self, prompts: Sequence[Any], modes: Sequence[int]) -> list[Any]:
-        """The prompts behind the system prompts of these modes."""
-        asked: list[Any] = []
-        for prompt, mode in zip(prompts, modes, strict=True):
-            system = self.args.system_prompts[mode]
-            if isinstance(prompt, str):
-                asked.append(f"{system}\n\n{prompt}" if system else prompt)
-            else:
-                asked.append(with_system_prompt(prompt, system))
-        return asked
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        """Token ids of the prompts in the modes that are to answer them; those of the other mode are kept."""
+        ids: dict[str, list[list[int]]] = {}
+        for prompt in prompts:
+            if repr(prompt) not in ids:  # a question stands in a row as often as it is asked
+                ids[repr(prompt)] = self._both_modes(prompt, f"prompt {prompt!r}")
+        both = [ids[repr(prompt)] for prompt in prompts]
+        self._twin_ids = [pair[1 - mode] for pair, mode in zip(both, self._row_modes, strict=True)]
+        return [list(pair[mode]) for pair, mode in zip(both, self._row_modes, strict=True)], None, {}
+
+    def _both_modes(self, prompt: Any, where: str) -> list[list[int]]:
+        """A text is not put through the chat template, as TRL has it; messages are."""
+        return encode_modes(self._tokenizer, prompt, self.args, where, raw_text=True)
+
+    def _check_prompts(self, dataset: Any, name: str) -> None:
+        """ValueError for a prompt that cannot be asked in both modes; of a stream the first is looked at."""
+        if isinstance(dataset, Mapping):
+            for split, questions in dataset.items():
+                self._check_prompts(questions, f"{name}[{split!r}]")
+        elif dataset is not None:
+            prompts = dataset["prompt"] if hasattr(dataset, "__len__") else (row["prompt"] for row in dataset.take(1))
+            for row, prompt in enumerate(prompts):
+                self._both_modes(prompt, f"{name}, row {row}")
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, *args: Any, **kwargs: Any

@@ -16,7 +16,8 @@ which registers under the name `policy_split`
 The sharing is in the agent loop, not in the data or the trainer: verl's queue takes several rows of a session, grades
 them once and computes old log-probs of all, and the response's token ids are at hand there.
 
-Settings are those of `dual_mode_advantages` and the two prompts, under `algorithm.policy_split`; see examples/verl.
+Settings are those of `dual_mode_advantages`, the two prompts and their place, under `algorithm.policy_split`; see
+examples/verl.
 Run on CPUs: a whole training by examples/verl/run.sh on Ray, with two FSDP2 actors and a rollout engine of the tests.
 Not run yet: vLLM and SGLang, GPUs, several machines.
 Source: arXiv 2604.11510.
@@ -25,7 +26,8 @@ Source: arXiv 2604.11510.
 import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -36,18 +38,44 @@ from verl.trainer.ppo import core_algos
 from policy_split.algorithms.advantages import bonus_statistics
 from policy_split.integrations.interleaved import blocks_of
 from policy_split.integrations.keyed_rows import order_of, place_of, policy_split_advantages
-from policy_split.modes import HIGH_ENTROPY, HIGH_ENTROPY_PROMPT, MODE_NAMES, MODES, NORMAL, with_system_prompt
+from policy_split.messages import PLACES
+from policy_split.modes import HIGH_ENTROPY, HIGH_ENTROPY_PROMPT, MODE_NAMES, MODES, NORMAL, encode_modes
 from policy_split.rollouts.metrics import k3, means, sum_and_count
 
 NAME = "policy_split"
-PROMPTS = ("normal_prompt", "high_entropy_prompt")
+PROMPTS = ("normal_prompt", "high_entropy_prompt", "high_entropy_place")
+
+
+class Prompts(NamedTuple):
+    """`PromptSettings` of a verl configuration; verl has a limit of its own, see `_cap_text_prompt_length`."""
+
+    system_prompts: tuple[str | None, str | None]
+    high_entropy_place: str
+    template_kwargs: dict[str, Any]
+    max_prompt_length: None = None
+
+
+def prompts_of(config: Any) -> Prompts:
+    given: Mapping[str, Any] = config.algorithm.get(NAME) or {}
+    place = given.get("high_entropy_place") or PLACES[0]
+    if place not in PLACES:
+        raise ValueError(f"algorithm.{NAME}.high_entropy_place={place!r} must be one of {', '.join(map(repr, PLACES))}")
+    return Prompts(settings_of(config)[0], place, dict(config.data.get("apply_chat_template_kwargs") or {}))
+
+
+def check_prompts(tokenizer: Any, dataset: Any, config: Any, name: str) -> None:
+    """ValueError for a prompt of verl's dataset that cannot be asked in both modes, before anything is sampled."""
+    prompts, frame = prompts_of(config), getattr(dataset, "dataframe", None)
+    rows = (dataset[i]["raw_prompt"] for i in range(len(dataset))) if frame is None else frame[config.data.prompt_key]
+    for row, messages in enumerate(rows):
+        encode_modes(tokenizer, messages, prompts, f"{name}, row {row}")
 
 
 def settings_of(config: Any) -> tuple[tuple[str | None, str | None], dict[str, Any]]:
     """(system prompts by mode, options of `dual_mode_advantages`) of a verl configuration's algorithm.policy_split."""
     given: Mapping[str, Any] = config.algorithm.get(NAME) or {}
     options = {name: value for name, value in given.items() if name not in PROMPTS}
-    normal, high_entropy = (given.get(name) for name in PROMPTS)
+    normal, high_entropy = (given.get(name) for name in PROMPTS[:2])
     return (normal, high_entropy or HIGH_ENTROPY_PROMPT), options
 
 
@@ -76,7 +104,8 @@ class PolicySplitAgentLoop(SingleTurnAgentLoop):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         check_configuration(self.config)
-        self.system_prompts, _ = settings_of(self.config)
+        self.prompts = prompts_of(self.config)
+        self.prompt_ids: list[int] = []
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> Any:
         """[twin, own], of one response: the outputs that verl puts into its queue."""
@@ -84,18 +113,23 @@ class PolicySplitAgentLoop(SingleTurnAgentLoop):
             raise ValueError("Policy Split needs the number of a session, which trainer.use_v1=True gives: set it")
         mode = MODES[kwargs["session_id"] * len(MODES) // self.rollout_config.n % len(MODES)]
         messages = list(kwargs["raw_prompt"])
-        asked = [with_system_prompt(messages, prompt) for prompt in self.system_prompts]
-        own = await super().run(sampling_params, **{**kwargs, "raw_prompt": asked[mode]})
+        encode = partial(encode_modes, self.tokenizer, messages, self.prompts, f"prompt {messages!r}")
+        both = [self._cap_text_prompt_length(ids) for ids in await self.loop.run_in_executor(None, encode)]
+        self.prompt_ids = both[mode]  # verl makes a loop for each session
+        own = await super().run(sampling_params, **kwargs)
         if own.multi_modal_data:
             raise ValueError("Policy Split asks about text alone; the dataset has images, videos or audio")
         if own.routed_experts is not None:
             raise ValueError(
                 "the engine's routes are of the writer's prompt: set rollout.enable_rollout_routing_replay=False"
             )
-        other = HIGH_ENTROPY if mode == NORMAL else NORMAL
         twin = own.model_copy(deep=True)
-        twin.prompt_ids = list(await self.ct_build_initial_tokens(asked[other]))
+        twin.prompt_ids = both[HIGH_ENTROPY if mode == NORMAL else NORMAL]
         return [twin, own]
+
+    async def ct_build_initial_tokens(self, messages: list[dict[str, Any]], *args: Any, **kwargs: Any) -> list[int]:
+        """The prompt as every trainer of ours reads it, in place of what verl makes of the messages."""
+        return list(self.prompt_ids)
 
     def _cap_text_prompt_length(self, prompt_ids: list[int]) -> list[int]:
         longest = self.rollout_config.prompt_length
@@ -200,6 +234,11 @@ def register_trainer() -> type:
             # counted in questions of rollout.n rows; ours have twice as many, and the number of updates is to stay
             config.actor_rollout_ref.actor.ppo_mini_batch_size *= len(MODES)
             super().__init__(config)
+
+        def _init_dataloader(self) -> None:
+            super()._init_dataloader()
+            for name in ("train_dataset", "val_dataset"):
+                check_prompts(self.tokenizer, getattr(self, name), self.config, name)
 
         def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
             batch = super()._compute_advantage(batch, metrics)
