@@ -14,6 +14,8 @@ from policy_split.config import PolicySplitConfig
 from policy_split.models.policy import Policy
 from policy_split.progress import inner_bar
 
+from .prefill import prefilled, repeats_of
+
 
 def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplitConfig) -> Tensor:
     """One response to each prompt at config.temperature, unfiltered: (R, T) ids, as generate pads them."""
@@ -42,7 +44,8 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplit
         for number, start in enumerate(starts, 1):
             ids, mask = left_padded(prompts[start : start + size], policy)
             options = {"generation_config": generation, "stopping_criteria": counter}
-            out = generate(input_ids=ids, attention_mask=mask, **options)
+            repeats = repeats_of(prompts[start : start + size]) if policy.share else 1
+            out = generate(input_ids=ids, attention_mask=mask, **options, **prefilled(policy, ids, mask, repeats))
             parts.append(out[:, ids.shape[1] :])
             bar.update(number * longest - bar.n)  # all may have ended before
     policy.bare.train(training)
