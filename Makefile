@@ -18,8 +18,6 @@ VERL_VENV ?= .venv-verl
 # Installed before the package, and only where there is no torch yet: a CUDA build that is there is kept.
 TORCH ?= torch>=2.10,<=2.13.0
 BIN := $(VENV)/bin
-# the hooks of mkdocs.yml are in scripts/site; the second is a notice of Material for MkDocs on each build
-SITE := PYTHONPATH=. NO_MKDOCS_2_WARNING=1
 SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpp/*)
 LINTED_CPP := $(wildcard kernels/cpp/*)
 
@@ -61,11 +59,12 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(LINTED_CPP)
 
+# without the notice of Material for MkDocs that MkDocs 2 will be another program
 docs: install $(VENV)/.docs
-	$(SITE) $(BIN)/python -m mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 docs-serve: install $(VENV)/.docs
-	$(SITE) $(BIN)/python -m mkdocs serve $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve $(ARGS)
 
 import-graph: install $(VENV)/.docs
 	$(BIN)/python -m scripts.import_graph

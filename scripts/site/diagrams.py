@@ -4,6 +4,7 @@ import re
 import subprocess
 from importlib.metadata import files
 
+from mkdocs.config.defaults import MkDocsConfig
 from pymdownx.superfences import SuperFencesException
 
 INK = "#010203"  # what a diagram's lines and words have, and what becomes the colour of the page's text
@@ -11,6 +12,13 @@ DEFAULTS = (
     "-Tsvg", "-Gbgcolor=transparent", f"-Gfontcolor={INK}", f"-Ncolor={INK}", f"-Nfontcolor={INK}",
     f"-Ecolor={INK}", f"-Efontcolor={INK}", "-Gfontname=sans-serif", "-Nfontname=sans-serif", "-Efontname=sans-serif",
 )  # fmt: skip
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """mkdocs calls this with its settings; mkdocs.yml could name `drawn` only if it were installed."""
+    fence = {"name": "dot", "class": "diagram", "format": drawn}
+    config.mdx_configs.setdefault("pymdownx.superfences", {})["custom_fences"] = [fence]
+    return config
 
 
 def drawn(source: str, language: str, css_class: str, options: object, md: object, **_: object) -> str:
