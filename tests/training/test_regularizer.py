@@ -153,7 +153,7 @@ def test_update_is_plain_autograd_of_the_whole_formula(tmp_path, monkeypatch, si
     rollout, seen = run.sample(), {}
     assert not rollout.train_mask.equal(rollout.mask)
     monkeypatch.setattr(run.update, "_finish", lambda loss: seen.update(loss=loss) or {})
-    rollout.logprobs = torch.zeros(rollout.mask.shape, dtype=torch.float64)
+    rollout.logprobs = rollout.entropy = torch.zeros(rollout.mask.shape, dtype=torch.float64)
     tokens = run.tokens(rollout)
     tokens.fill(range(rollout.num_prompts))
     advantages = tokens.advantages
