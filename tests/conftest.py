@@ -1,3 +1,5 @@
+"""What every test gets: each backend in turn, Triton by its interpreter without a GPU, accelerate as it was."""
+
 import os
 import sys
 

@@ -1,5 +1,6 @@
-"""What a training step would need on other machines: `python -m benchmarks.scaling.points` writes the tables of
-docs/scaling.md.
+"""What a training step would need on other machines, as tables of docs/scaling.md.
+
+    python -m benchmarks.scaling.points
 
 Rates of this machine and steps of the trainer are measured, and the cost model is held against them; for GPUs it is
 given the rates of their data sheets. `--predictions` leaves the measurements out.

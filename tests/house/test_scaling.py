@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.scaling import points as scaling
+from benchmarks.scaling import points
 from benchmarks.scaling.cost_model import (
     Batch,
     Machine,
@@ -102,12 +102,12 @@ def test_what_fsdp2_sends():
 
 
 def test_the_published_sizes_are_those_of_the_names():
-    sizes = {name: round(parameters(m) / 1e9, 1) for name, m in scaling.MODELS.items()}
+    sizes = {name: round(parameters(m) / 1e9, 1) for name, m in points.MODELS.items()}
     assert sizes == {"1.7B": 1.7, "8B": 8.2, "32B": 32.8, "70B": 70.6}
 
 
 def test_the_command_says_that_gpus_are_not_measured(capsys):
-    scaling.main(["--predictions"])
+    points.main(["--predictions"])
     text = capsys.readouterr().out
     assert text.startswith("## Predicted for GPUs: not measured yet")
     assert sum(line.startswith("| 70B | 64 |") for line in text.splitlines()) == 2

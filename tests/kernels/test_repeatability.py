@@ -1,5 +1,4 @@
-"""The same bits again: a row alone and in any batch, on any number of threads, in a second backward, beside another
-kernel, and at addresses beyond 2^31 elements."""
+"""The same bits again: alone, in any batch, with any threads, a second time, beside a kernel, beyond 2^31 elements."""
 
 import threading
 import time
