@@ -2,8 +2,8 @@
 
 `logits`: log-prob and entropy, loss with gradient, divergence of two modes, as a share of a device copy's bytes per
 second. `head`: the LM head, hidden states and weight to loss and the gradient of both, beside three bare products of
-matrices. Against eager torch, torch.compile and the libraries of `peers` and `linear_peers`, interleaved. `--peers DIR`
-is a folder to import peers from, as one `pip install --target DIR --no-deps trl liger-kernel ...` fills it.
+matrices. Against eager torch, torch.compile and the libraries of `logits.peers` and `lm_head.peers`, interleaved.
+`--peers DIR` is a folder to import peers from: `pip install --target DIR --no-deps trl liger-kernel ...` fills it.
 `--device cpu --tokens 16 --vocabulary 130 --heads 16,8,130` only shows that it runs.
 """
 

@@ -19,8 +19,8 @@ import torch
 from ..interleave import interleaved, machine, ratio
 from ..logits import check
 from . import linear
-from . import memory as linear_memory
 from .kinds import CROSS_ENTROPY, LOSSES
+from .memory import CHUNK_BYTES, TOKENS, VOCABULARY, WIDTH
 from .peers import LINEAR_PEERS
 
 SHAPES = [(512, 1024, 32000), (256, 512, 151936)]  # N, D, V
@@ -139,10 +139,10 @@ def test_a_frozen_weight_costs_two_products(seconds):
 def memory():
     """Bytes above inputs and gradients of each number of tokens, for ours and for eager torch."""
     peaks = {name: peak_memory(name) for name in (OURS, "eager")}
-    print(f"\npeak memory above inputs and gradients, D {linear_memory.WIDTH}, V {linear_memory.VOCABULARY}, MiB")
+    print(f"\npeak memory above inputs and gradients, D {WIDTH}, V {VOCABULARY}, MiB")
     print(f"{'N':>6} {OURS:>12} {'eager':>12} {'N x V':>12}")
-    for tokens in linear_memory.TOKENS:
-        columns = peaks[OURS][tokens], peaks["eager"][tokens], tokens * linear_memory.VOCABULARY * 4
+    for tokens in TOKENS:
+        columns = peaks[OURS][tokens], peaks["eager"][tokens], tokens * VOCABULARY * 4
         print(f"{tokens:6} " + " ".join(f"{x / 2**20:12.1f}" for x in columns))
     RECORD["memory"] = peaks
     write()
@@ -158,11 +158,11 @@ def peak_memory(name):
     return {int(tokens): peak for tokens, peak in json.loads(child.stdout).items()}
 
 
-@pytest.mark.parametrize("tokens", linear_memory.TOKENS)
+@pytest.mark.parametrize("tokens", TOKENS)
 def test_memory_is_one_chunk(memory, tokens):
-    assert memory[OURS][tokens] <= 1.1 * linear_memory.CHUNK_BYTES
+    assert memory[OURS][tokens] <= 1.1 * CHUNK_BYTES
 
 
 def test_memory_of_eager_torch_grows_with_the_logits(memory):
-    few, many = linear_memory.TOKENS[0], linear_memory.TOKENS[-1]
-    assert memory["eager"][many] - memory["eager"][few] >= 2 * (many - few) * linear_memory.VOCABULARY * 4
+    few, many = TOKENS[0], TOKENS[-1]
+    assert memory["eager"][many] - memory["eager"][few] >= 2 * (many - few) * VOCABULARY * 4

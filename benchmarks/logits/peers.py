@@ -22,7 +22,7 @@ from .candidates import CLIP, mean, sequences_of, token_losses
 class Peer:
     name: str
     distribution: str  # of the package index
-    kind: str  # "forward", "loss" or, in `linear_peers`, "linear"
+    kind: str  # "forward", "loss" or, in `lm_head.peers`, "linear"
     load: Callable[[], Callable]  # imports it
     omits: str = ""  # of the work that the others do
 

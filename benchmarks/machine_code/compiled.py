@@ -1,7 +1,7 @@
 """Compiles what the Triton kernels' host functions would launch, for GPUs that are not there.
 
 A stub stands for the driver, and every kernel's launch becomes a warm-up: Triton's own launcher then specialises the
-real arguments and compiles for them, alignment, constants and options included. Prints the records of `machine_code`:
+real arguments and compiles for them, alignment, constants and options included. Prints the records of `assembly`:
 
     python -m benchmarks.machine_code.compiled cuda:90 hip:gfx942
 """
@@ -16,19 +16,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from policy_split_kernels.contract import statistics_dtype
-from policy_split_kernels.gpu import divergence as triton_divergence
-from policy_split_kernels.gpu import launch as triton_launch
-from policy_split_kernels.gpu import logits as triton_logits
+from policy_split_kernels.gpu import divergence as gpu_divergence
+from policy_split_kernels.gpu import launch as gpu_launch
+from policy_split_kernels.gpu import logits as gpu_logits
 
-from . import assembly as machine_code
+from . import assembly
 
 MODULES = {
-    "logprobs_entropy_kernel": triton_logits,
-    "logprobs_entropy_gradient_kernel": triton_logits,
-    "dual_mode_loss_kernel": triton_logits,
-    "scale_rows_kernel": triton_logits,
-    "divergence_kernel": triton_divergence,
-    "divergence_gradient_kernel": triton_divergence,
+    "logprobs_entropy_kernel": gpu_logits,
+    "logprobs_entropy_gradient_kernel": gpu_logits,
+    "dual_mode_loss_kernel": gpu_logits,
+    "scale_rows_kernel": gpu_logits,
+    "divergence_kernel": gpu_divergence,
+    "divergence_gradient_kernel": gpu_divergence,
 }  # of each kernel
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -68,14 +68,14 @@ class WarmUp:
 @contextlib.contextmanager
 def warm_ups(target, **options):
     """The host functions with their launches caught."""
-    machine = triton_launch.Machine(target.warp_size, 100, 50 << 20, nvidia=target.backend == "cuda")
+    machine = gpu_launch.Machine(target.warp_size, 100, 50 << 20, nvidia=target.backend == "cuda")
     kernels = {name: WarmUp(getattr(module, name), **options) for name, module in MODULES.items()}
     with contextlib.ExitStack() as stack:
         for name, module in MODULES.items():
             stack.enter_context(mock.patch.object(module, name, kernels[name]))
-        for module in (triton_logits, triton_divergence):
+        for module in (gpu_logits, gpu_divergence):
             stack.enter_context(mock.patch.object(module, "on_device", return_value=contextlib.nullcontext()))
-        stack.enter_context(mock.patch.object(triton_launch, "machine_of", return_value=machine))
+        stack.enter_context(mock.patch.object(gpu_launch, "machine_of", return_value=machine))
         yield kernels
 
 
@@ -100,18 +100,18 @@ def call(name, logits, form="full", *, shift=0, value=1.0):
     common = (logits, vector(torch.int64), inverse_temperature, mask, softcap, keep_mask)
     pair = (logits, torch.empty_like(logits), inverse_temperature, mask)
     if name == "statistics":
-        triton_logits.logprobs_entropy(*common)
+        gpu_logits.logprobs_entropy(*common)
     elif name == "gradient":
-        triton_logits.logprobs_entropy_gradient(*common, *(vector() for _ in range(5)), torch.empty_like(logits))
+        gpu_logits.logprobs_entropy_gradient(*common, *(vector() for _ in range(5)), torch.empty_like(logits))
     elif name == "scale":
-        triton_logits.scale_rows_(logits, vector())
+        gpu_logits.scale_rows_(logits, vector())
     elif name == "divergence":
-        triton_divergence.divergence(*pair)
+        gpu_divergence.divergence(*pair)
     elif name == "divergence_gradient":
         wanted = (torch.empty_like(logits), optional(torch.empty_like(logits)))
-        triton_divergence.divergence_gradient(*pair, *(vector() for _ in range(12)), *wanted)
+        gpu_divergence.divergence_gradient(*pair, *(vector() for _ in range(12)), *wanted)
     else:
-        triton_logits.dual_mode_loss(
+        gpu_logits.dual_mode_loss(
             *common, vector(), *(optional(vector()) for _ in range(3)), *(vector() for _ in range(3)),
             "cispo" if form == "cispo" else "clip", 0.2 * value, 0.28 * value, optional(3.0 * value), 2.0 * value,
             None if name == "loss_forward" else torch.empty_like(logits),
@@ -154,7 +154,7 @@ def main(names):
     for device, name in enumerate(names):
         target = activate(name, device)
         records[name] = [
-            {"job": job} | machine_code.read(compiled_by(target, *job), target.backend).record() for job in jobs()
+            {"job": job} | assembly.read(compiled_by(target, *job), target.backend).record() for job in jobs()
         ]
     print(json.dumps(records))
 

@@ -4,30 +4,30 @@ import statistics
 
 import pytest
 
-from . import profile as trainer_profile
+from . import profile
 
 STEPS, WARM_START_STEPS, AT_MOST = 12, 300, 0.10
 
 
 @pytest.fixture(scope="module")
 def found():
-    warmed = trainer_profile.warmed_model(WARM_START_STEPS, seed=1)
-    steps = trainer_profile.profile(warmed, ("policy_split", "grpo"), STEPS)
-    print("\n" + trainer_profile.report(steps))
+    warmed = profile.warmed_model(WARM_START_STEPS, seed=1)
+    steps = profile.profile(warmed, ("policy_split", "grpo"), STEPS)
+    print("\n" + profile.report(steps))
     return steps
 
 
 @pytest.mark.parametrize("algorithm", ["policy_split", "grpo"])
 def test_own_share(found, algorithm):
     """A ratio within each step, its median over steps: what else the machine does stretches both parts."""
-    assert statistics.median(trainer_profile.share(step, trainer_profile.OWN) for step in found[algorithm]) <= AT_MOST
+    assert statistics.median(profile.share(step, profile.OWN) for step in found[algorithm]) <= AT_MOST
 
 
 @pytest.mark.parametrize("algorithm", ["policy_split", "grpo"])
 def test_every_phase_was_seen(found, algorithm):
     assert len(found[algorithm]) == STEPS
     for step in found[algorithm]:
-        assert set(step) == set(trainer_profile.MODEL) | set(trainer_profile.OWN)
+        assert set(step) == set(profile.MODEL) | set(profile.OWN)
         assert all(seconds > 0 for seconds in step.values())
 
 

@@ -1,4 +1,4 @@
-// The C interface that native.py opens. The structures stand there again, field by field.
+// The C interface that cpu/library.py opens. The structures stand there again, field by field.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ struct PsStatistics {
 struct PsLoss {
   const void *advantages, *old_logprobs, *ref_logprobs, *sampler_logprobs;  // the last three may be null
   const void *weights, *entropy_coef, *kl_coef;
-  int64_t surrogate;                                    // position in reference_loss.SURROGATES
+  int64_t surrogate;                                    // position in contract.SURROGATES
   double clip_low, clip_high, clip_delta, sampler_cap;  // clip_delta: NaN for none
   void *losses, *kl;
   uint8_t* clipped;

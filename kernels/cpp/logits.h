@@ -1,4 +1,4 @@
-// Rows of logits as the loops read them: x of reference.py, from the logits z and the options that change them.
+// Rows of logits as the loops read them: x of reference/logits.py, from the logits z and the options that change them.
 #pragma once
 
 #include <cmath>

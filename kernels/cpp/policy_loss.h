@@ -31,7 +31,7 @@ struct Objective {
 
 inline double scaled(double coef, double x) { return coef == 0 ? 0.0 : coef * x; }
 
-// reference_loss.policy_objective.
+// reference/loss.py, policy_objective.
 inline Objective policy_objective(double ratio, double logprob, double advantage, const PolicyTerms& terms) {
   const double low = 1 - terms.clip_low, high = 1 + terms.clip_high;
   const double clip_ratio = ratio < low ? low : ratio > high ? high : ratio, clip_objective = clip_ratio * advantage;

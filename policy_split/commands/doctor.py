@@ -17,7 +17,7 @@ import torch
 
 from policy_split.extras import EXTRAS
 from policy_split_kernels import backends
-from policy_split_kernels.cpu import library as native_library
+from policy_split_kernels.cpu import library
 from policy_split_kernels.logprobs import logprobs_and_entropy
 
 OK, MISSING, WRONG = "ok", "missing", "wrong"
@@ -101,10 +101,10 @@ def _interpreter() -> Finding:
 
 
 def _native() -> Finding:
-    library = native_library.opened()
-    if library is None:
-        return Finding("native library", MISSING, f"{native_library.why_missing()}; plain PyTorch, many times slower")
-    found = f"C++ kernels for {library.ps_instruction_set().decode()}"
+    native = library.opened()
+    if native is None:
+        return Finding("native library", MISSING, f"{library.why_missing()}; plain PyTorch, many times slower")
+    found = f"C++ kernels for {native.ps_instruction_set().decode()}"
     chosen = os.environ.get("POLICY_SPLIT_BACKEND", "auto")
     unused = "" if chosen in ("auto", "native") else f", not used: POLICY_SPLIT_BACKEND={chosen}"
     return Finding("native library", OK, found + unused)
@@ -130,7 +130,7 @@ def _self_checks() -> Iterator[Finding]:
 def _available(device: str) -> Iterator[str]:
     """The backends that can compute on this device."""
     yield "torch"
-    if device == "cpu" and native_library.opened() is not None:
+    if device == "cpu" and library.opened() is not None:
         yield "native"
     compiled = device != "cpu" or os.environ.get("TRITON_INTERPRET") == "1"
     if compiled and importlib.util.find_spec("triton") is not None:

@@ -1,4 +1,4 @@
-"""What reasoning-gym does, in a process of its own: the functions that `gym_tasks` has called by `isolated`.
+"""What reasoning-gym does, in a process of its own: the functions that `reasoning_gym` has called by `Isolated`.
 
 Loaded as a file, away from the package. reasoning-gym's import seeds the global generators and takes a second, its
 scorers evaluate what a model wrote, and some of its questions depend on the order of sets.

@@ -11,8 +11,9 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import server as isolated_server
-from .server import Lines, write_line
+from .server import Lines, read_result, write_line
+
+SERVER = Path(__file__).with_name("server.py")
 
 _servers: weakref.WeakSet["Isolated"] = weakref.WeakSet()  # that this process has started
 GRACE = 30.0  # seconds that a server may take above the function's own, on a machine that is busy
@@ -64,7 +65,7 @@ class Isolated:
 
     def _start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, isolated_server.__file__],
+            [sys.executable, SERVER],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
             env=os.environ | ENVIRONMENT, start_new_session=True,
         )  # fmt: skip
@@ -96,7 +97,7 @@ class Isolated:
                 write_line(self.requests.fileno(), json.dumps(items))
             while done < len(items):
                 line = self.lines.read(2 * self.seconds + GRACE)
-                value, fault = isolated_server.read_result(line, done)
+                value, fault = read_result(line, done)
                 done += 1
                 yield Result(value, fault)
         except (EOFError, TimeoutError):

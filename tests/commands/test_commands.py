@@ -10,10 +10,10 @@ import pytest
 import tiny
 from transformers import AutoModelForCausalLM
 
-from policy_split.commands import main as cli
 from policy_split.commands import train
+from policy_split.commands.main import main
 from policy_split.config import PolicySplitConfig
-from policy_split.countdown import job as countdown_job
+from policy_split.countdown import job
 from policy_split.countdown.sizes import SIZES
 from policy_split.training.trainer import PolicySplitTrainer
 
@@ -43,7 +43,7 @@ def arguments(options):
 
 
 def test_train_a_model_by_name(saved, tmp_path, capsys):
-    assert cli.main(arguments(saved)) == 0
+    assert main(arguments(saved)) == 0
     assert f"results: {tmp_path / 'run'}" in capsys.readouterr().out
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2]
@@ -55,7 +55,7 @@ def test_evaluation_data_are_used(saved, tmp_path):
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text("".join(json.dumps(question) + "\n" for question in tiny.HELD_OUT))
     options = {**saved, "--eval_dataset": str(held_out), "--eval_steps": "2", "--eval_num_samples": "2"}
-    assert cli.main(arguments(options)) == 0
+    assert main(arguments(options)) == 0
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["eval/normal/accuracy"] == 1.0
 
@@ -70,10 +70,10 @@ def test_ctrl_c_saves_exits_130_and_the_run_is_resumed(saved, tmp_path, capsys, 
         "import os\ndef reward(prompts, completions, **columns):\n"
         f"    os.kill(os.getpid(), {int(number)})\n    return [1.0] * len(prompts)\n"
     )
-    assert cli.main(arguments(saved)) == 130
+    assert main(arguments(saved)) == 130
     assert "policy-split train: stopped after step 1 of 2, which is saved" in capsys.readouterr().err
     (tmp_path / "rewards.py").write_text("def reward(prompts, **columns): return [1.0] * len(prompts)\n")
-    assert cli.main([*arguments(saved), "--resume"]) == 0
+    assert main([*arguments(saved), "--resume"]) == 0
     assert last_step(tmp_path / "run") == 2
 
 
@@ -94,26 +94,26 @@ def test_ctrl_c_of_a_process_exits_130(saved, tmp_path):
 def test_a_run_killed_before_its_first_checkpoint_starts_over(saved, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/metrics.jsonl").write_text('{"step": 1}\n{"step": 2')
-    assert cli.main([*arguments(saved), "--resume"]) == 0
+    assert main([*arguments(saved), "--resume"]) == 0
     assert "no checkpoint yet, the run starts over" in capsys.readouterr().err
     assert last_step(tmp_path / "run") == 2
-    assert cli.main([*arguments(saved), "--resume"]) == 2  # it has ended, without checkpoints: not done again
+    assert main([*arguments(saved), "--resume"]) == 2  # it has ended, without checkpoints: not done again
     assert "there is no checkpoint" in capsys.readouterr().err
 
 
 def test_a_failing_reward_function_is_said_with_its_sample(saved, tmp_path, capsys):
     (tmp_path / "rewards.py").write_text("def reward(completions, **columns): raise LookupError('mine')\n")
-    assert cli.main(arguments(saved)) == 2
+    assert main(arguments(saved)) == 2
     assert "error: mine; reward function reward, sample 0 (" in capsys.readouterr().err
 
 
 def test_the_main_job_writes_what_it_measured(tmp_path):
     settings = {**SMALL.settings, "max_steps": 1, "prompts_per_step": 8, "num_generations": 2}
     config = PolicySplitConfig(**settings, output_dir=str(tmp_path / "run"), use_cpu=True, disable_tqdm=True)
-    results = countdown_job.run_countdown(config, replace(SMALL, warm_start_steps=3, held_out_questions=8))
+    results = job.run_countdown(config, replace(SMALL, warm_start_steps=3, held_out_questions=8))
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
     table = (tmp_path / "run" / "table.md").read_text()
-    assert table.strip() == countdown_job.report(results)
+    assert table.strip() == job.report(results)
     for words in (
         "accuracy",
         "best of 8",
@@ -123,7 +123,7 @@ def test_the_main_job_writes_what_it_measured(tmp_path):
     ):
         assert words in table
     again = PolicySplitConfig(**settings, output_dir=str(tmp_path / "again"), use_cpu=True, disable_tqdm=True)
-    repeated = countdown_job.run_countdown(again, replace(SMALL, warm_start_steps=3, held_out_questions=8))
+    repeated = job.run_countdown(again, replace(SMALL, warm_start_steps=3, held_out_questions=8))
     assert (repeated["before"], repeated["after"]) == (results["before"], results["after"])
 
 
@@ -131,25 +131,25 @@ def test_the_main_job_goes_on_after_a_stop(tmp_path, monkeypatch):
     size = replace(SMALL, train_questions=50, held_out_questions=4, warm_start_examples=50, warm_start_steps=2)
     settings = {**SMALL.settings, "max_steps": 2, "prompts_per_step": 4, "num_generations": 2, "save_steps": 1}
 
-    def job(name, *, resume=False):
+    def ran(name, *, resume=False):
         config = PolicySplitConfig(**settings, output_dir=str(tmp_path / name), use_cpu=True, disable_tqdm=True)
-        return countdown_job.run_countdown(config, size, resume=resume)
+        return job.run_countdown(config, size, resume=resume)
 
     def stops(*_, **__):
         raise KeyboardInterrupt
 
-    whole = job("whole")
-    warm_start, step = countdown_job.warm_start, PolicySplitTrainer.step
-    monkeypatch.setattr(countdown_job, "warm_start", stops)
+    whole = ran("whole")
+    warm_start, step = job.warm_start, PolicySplitTrainer.step
+    monkeypatch.setattr(job, "warm_start", stops)
     with pytest.raises(KeyboardInterrupt):
-        job("cut")
-    monkeypatch.setattr(countdown_job, "warm_start", warm_start)  # nothing to go on from: starts over
+        ran("cut")
+    monkeypatch.setattr(job, "warm_start", warm_start)  # nothing to go on from: starts over
     monkeypatch.setattr(PolicySplitTrainer, "step", lambda run: stops() if run.progress.step else step(run))
     with pytest.raises(KeyboardInterrupt):
-        job("cut", resume=True)
-    monkeypatch.setattr(countdown_job, "warm_start", stops)  # not done twice
+        ran("cut", resume=True)
+    monkeypatch.setattr(job, "warm_start", stops)  # not done twice
     monkeypatch.setattr(PolicySplitTrainer, "step", step)
-    resumed = job("cut", resume=True)
+    resumed = ran("cut", resume=True)
     assert (resumed["before"], resumed["after"]) == (whole["before"], whole["after"])
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert models[0] == models[1]
@@ -161,14 +161,14 @@ def test_the_report_says_what_did_not_hold():
     result |= {"kl_high_normal": 0.01, "kl_normal_high": 0.01}
     better = {**result, "normal": {**mode, "accuracy": 0.6}, "kl_high_normal": 0.2}
     better["high_entropy"] = {**mode, "entropy": 0.7}
-    report = countdown_job.report({"before": result, "after": better, "seconds": {"training": 1.0}})
+    report = job.report({"before": result, "after": better, "seconds": {"training": 1.0}})
     assert "- yes: normal-mode accuracy went up" in report
     assert "- yes: KL(high-entropy || normal) grew 0.0100 -> 0.200, 20 times (at least 10)" in report
     assert "- NO: KL(normal || high-entropy) grew 0.0100 -> 0.010, 1 times (at least 10)" in report
     assert "- yes: the high-entropy mode has the higher entropy" in report
     assert "- NO: the high-entropy mode gives more different correct answers" in report
     whole = {"before": result, "after": better, "seconds": {"training": 1.0}, "algorithm": "grpo"}
-    assert "yes:" not in countdown_job.report(whole)  # a baseline promises no split
+    assert "yes:" not in job.report(whole)  # a baseline promises no split
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_the_report_says_what_did_not_hold():
 )
 def test_wrong_arguments_are_said_in_one_line(saved, tmp_path, capsys, change, words):
     options = {name: value for name, value in {**saved, **change}.items() if value is not None}
-    assert cli.main(arguments(options)) == 2
+    assert main(arguments(options)) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("policy-split train: error: ")
     assert words in said
@@ -195,10 +195,10 @@ def test_wrong_arguments_are_said_in_one_line(saved, tmp_path, capsys, change, w
 
 
 def test_usage(capsys):
-    assert cli.main(["--help"]) == 0
+    assert main(["--help"]) == 0
     assert "policy-split train" in capsys.readouterr().out
-    assert cli.main([]) == 2
-    assert cli.main(["fly"]) == 2
+    assert main([]) == 2
+    assert main(["fly"]) == 2
 
 
 def test_installed_command_explains_its_settings():

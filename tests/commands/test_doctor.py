@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from policy_split.commands import doctor
-from policy_split.commands import main as cli
+from policy_split.commands.main import main
 
 
 def findings(capsys, code=0):
-    assert cli.main(["doctor", "--json"]) == code
+    assert main(["doctor", "--json"]) == code
     return {row["name"]: row for row in json.loads(capsys.readouterr().out)}
 
 
@@ -22,7 +22,7 @@ def test_what_is_there(capsys):
     assert found["torch"]["found"].startswith(torch.__version__)
     assert found["policy-split"]["status"] == found["kernels on cpu"]["status"] == "ok"
     assert {row["status"] for row in found.values()} <= {"ok", "missing"}
-    assert cli.main(["doctor"]) == 0
+    assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(found)
     assert all(line.split()[0] in ("ok", "missing") for line in lines)
@@ -56,7 +56,7 @@ def test_packages_that_are_missing_or_broken(monkeypatch, capsys, module, error,
 
 
 def test_without_the_native_library(monkeypatch, capsys):
-    monkeypatch.setattr(doctor.native_library, "opened", lambda: None)
+    monkeypatch.setattr(doctor.library, "opened", lambda: None)
     found = findings(capsys)
     assert found["native library"]["status"] == "missing"
     assert "many times slower" in found["native library"]["found"]

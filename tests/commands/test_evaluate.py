@@ -7,7 +7,7 @@ import pytest
 import tiny
 import yaml
 
-from policy_split.commands import evaluate as eval_command
+from policy_split.commands import evaluate
 from policy_split.countdown.grading import canonical, is_correct
 from policy_split.countdown.model import countdown_model, countdown_tokenizer
 from policy_split.countdown.sizes import SIZES
@@ -45,7 +45,7 @@ def read(path):
 
 def test_a_run(saved, task, capsys):
     run = saved / "run"
-    assert eval_command.run([str(run), *task, "--num-questions", "5"]) == 0
+    assert evaluate.run([str(run), *task, "--num-questions", "5"]) == 0
     said, result = capsys.readouterr().out, read(run / "evaluation.json")
     assert f"{run}: 5 questions, 4 responses of each mode to each" in said
     assert f"evaluation: {run / 'evaluation.json'}" in said
@@ -67,7 +67,7 @@ def test_a_run(saved, task, capsys):
 
 def test_the_command_line_goes_before_the_runs_settings(saved, task, tmp_path):
     output = tmp_path / "other.json"
-    assert eval_command.run([str(saved / "run"), *task, "--max_completion_length", "2", "--output", str(output)]) == 0
+    assert evaluate.run([str(saved / "run"), *task, "--max_completion_length", "2", "--output", str(output)]) == 0
     result = read(output)
     assert (result["settings"]["max_completion_length"], result["settings"]["seed"]) == (2, 7)
     assert result["modes"]["normal"]["mean_length"]["mean"] <= 2
@@ -77,12 +77,12 @@ def test_against_another_model_and_its_json(saved, task, tmp_path, capsys, monke
     monkeypatch.chdir(tmp_path)
     settings = [*task, "--max_completion_length", "3", "--high_entropy_prompt", "explore", "--seed", "7"]
     run, model = str(saved / "run"), str(saved / "model")
-    assert eval_command.run([model, *settings]) == 0
+    assert evaluate.run([model, *settings]) == 0
     other = read(tmp_path / "evaluation.json")  # a model's folder is not written to
     assert not (saved / "model" / "evaluation.json").exists()
     results = []
     for against in (model, str(tmp_path / "evaluation.json")):
-        assert eval_command.run([run, *settings, "--against", against, "--output", "compared.json"]) == 0
+        assert evaluate.run([run, *settings, "--against", against, "--output", "compared.json"]) == 0
         results.append(read(tmp_path / "compared.json"))
         said = capsys.readouterr().out
         assert f"this: {run}\nother: {against}\n" in said
@@ -97,13 +97,13 @@ def test_against_another_model_and_its_json(saved, task, tmp_path, capsys, monke
 
 def test_against_itself(saved, task, tmp_path, capsys):
     run, output = str(saved / "run"), tmp_path / "same.json"
-    assert eval_command.run([run, *task, "--against", run, "--output", str(output)]) == 0
+    assert evaluate.run([run, *task, "--against", run, "--output", str(output)]) == 0
     for mode in read(output)["comparison"]["modes"].values():
         for name in ("accuracy", "entropy", "distinct_correct", "distinct_2"):
             assert (mode[name]["difference"], mode[name]["p_value"]) == (0.0, 1.0)
     # other draws of the same model, and the reader is told of it
     arguments = [run, *task, "--seed", "8", "--against", str(output), "--output", str(tmp_path / "drawn.json")]
-    assert eval_command.run(arguments) == 0
+    assert evaluate.run(arguments) == 0
     assert f"other: {output} (seed 7 for 8)\n" in capsys.readouterr().out
     assert read(tmp_path / "drawn.json")["comparison"]["modes"]["normal"]["entropy"]["difference"] != 0
 
@@ -111,26 +111,26 @@ def test_against_itself(saved, task, tmp_path, capsys):
 def test_two_evaluations_that_are_there(saved, task, tmp_path, capsys):
     names = [str(tmp_path / f"{seed}.json") for seed in (1, 2)]
     for seed, name in enumerate(names):
-        assert eval_command.run([str(saved / "run"), *task, "--seed", str(seed), "--output", name]) == 0
+        assert evaluate.run([str(saved / "run"), *task, "--seed", str(seed), "--output", name]) == 0
     before = [read(tmp_path / f"{seed}.json") for seed in (1, 2)]
     capsys.readouterr()
-    assert eval_command.run([names[0], "--against", names[1]]) == 0
+    assert evaluate.run([names[0], "--against", names[1]]) == 0
     assert "| high-entropy | accuracy" in capsys.readouterr().out
     assert [read(tmp_path / f"{seed}.json") for seed in (1, 2)] == before
-    assert eval_command.run([names[0], "--against", names[1], "--output", str(tmp_path / "3.json")]) == 0
+    assert evaluate.run([names[0], "--against", names[1], "--output", str(tmp_path / "3.json")]) == 0
     written = read(tmp_path / "3.json")
     comparison = written.pop("comparison")
     assert written == before[0]
     assert comparison == {"against": names[1], **compare(*before)}
     with pytest.raises(ValueError, match="has been evaluated; give --against the JSON"):
-        eval_command.run([names[0], "--against", str(saved / "run")])
+        evaluate.run([names[0], "--against", str(saved / "run")])
 
 
 def test_other_questions_are_refused_and_nothing_is_lost(saved, task, tmp_path):
     first, second = tmp_path / "first.json", tmp_path / "second.json"
-    assert eval_command.run([str(saved / "run"), *task, "--output", str(first)]) == 0
+    assert evaluate.run([str(saved / "run"), *task, "--output", str(first)]) == 0
     with pytest.raises(ValueError, match="5 and 6 questions: a paired comparison needs the same ones"):
-        eval_command.run(
+        evaluate.run(
             [str(saved / "run"), *task, "--num-questions", "5", "--against", str(first), "--output", str(second)]
         )
     assert read(second)["num_questions"] == 5
@@ -141,15 +141,15 @@ def test_countdown_has_its_own_questions(tmp_path):
     countdown_model(tokenizer).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     output = tmp_path / "evaluation.json"
-    assert eval_command.run([str(tmp_path), "--num-questions", "6", *QUICK, "--output", str(output)]) == 0
+    assert evaluate.run([str(tmp_path), "--num-questions", "6", *QUICK, "--output", str(output)]) == 0
     result = read(output)
     assert result["settings"]["high_entropy_prompt"] == SMALL.settings["high_entropy_prompt"]
-    held_out = SMALL.task.problems(6, seed=eval_command.QUESTIONS_SEED, split="held_out")
+    held_out = SMALL.task.problems(6, seed=evaluate.QUESTIONS_SEED, split="held_out")
     assert result["questions"] == [problem.prompt for problem in held_out]
     assert result["settings"]["max_completion_length"] == SMALL.settings["max_completion_length"]
     # what the run was trained with goes before what the task would be trained with
     (tmp_path / "config.yaml").write_text("max_completion_length: 4\n")
-    assert eval_command.run([str(tmp_path), "--num-questions", "6", *QUICK, "--output", str(output)]) == 0
+    assert evaluate.run([str(tmp_path), "--num-questions", "6", *QUICK, "--output", str(output)]) == 0
     result = read(output)
     assert result["settings"]["max_completion_length"] == 4
     assert result["modes"]["normal"]["mean_length"]["mean"] <= 4
@@ -165,9 +165,9 @@ def test_countdown_is_graded_and_counted_by_its_own_rules(tmp_path, monkeypatch)
         tasks.append((dataset, reward_funcs, config, options))
         raise ValueError("seen enough")
 
-    monkeypatch.setattr(eval_command, "evaluate_in_detail", noted)
+    monkeypatch.setattr(evaluate, "evaluate_in_detail", noted)
     with pytest.raises(ValueError, match="seen enough"):
-        eval_command.run([str(tmp_path), *QUICK, "--num-samples", "64", "--output", str(tmp_path / "x.json")])
+        evaluate.run([str(tmp_path), *QUICK, "--num-samples", "64", "--output", str(tmp_path / "x.json")])
     [(dataset, reward, config, options)] = tasks
     assert len(dataset) == SMALL.held_out_questions
     # 64 questions of 8 responses in training: 8 questions of 64 here
@@ -181,8 +181,8 @@ def test_countdown_is_graded_and_counted_by_its_own_rules(tmp_path, monkeypatch)
 
 
 def test_other_tokenizers_are_not_countdowns():
-    assert eval_command.is_countdown(countdown_tokenizer(30))
-    assert not eval_command.is_countdown(tiny.tokenizer())
+    assert evaluate.is_countdown(countdown_tokenizer(30))
+    assert not evaluate.is_countdown(tiny.tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -211,32 +211,32 @@ def test_wrong_arguments(saved, tmp_path, monkeypatch, arguments, error, words):
     shutil.copy("questions.jsonl", "questions.json")
     (tmp_path / "empty").mkdir()
     with pytest.raises(error, match=words) as raised:
-        eval_command.run(["run", *QUICK, *arguments])
+        evaluate.run(["run", *QUICK, *arguments])
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "evaluation.json").exists()
 
 
 def test_folders_that_cannot_be_evaluated(saved, task, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no model in it"):
-        eval_command.run([str(tmp_path), *task])
+        evaluate.run([str(tmp_path), *task])
     for text, words in (("[1, 2]", "expected settings by name, got list"), ("a: [", "cannot be read")):
         (tmp_path / "run").mkdir(exist_ok=True)
         shutil.copytree(saved / "run", tmp_path / "run", dirs_exist_ok=True)
         (tmp_path / "run" / "config.yaml").write_text(text)
         with pytest.raises(ValueError, match=words) as raised:
-            eval_command.run([str(tmp_path / "run"), *task])
+            evaluate.run([str(tmp_path / "run"), *task])
         assert "\n" not in str(raised.value)
     (tmp_path / "run" / "config.yaml").unlink()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "run" / name).unlink()
     with pytest.raises((OSError, ValueError)) as raised:
-        eval_command.run([str(tmp_path / "run"), *task])
+        evaluate.run([str(tmp_path / "run"), *task])
     assert "\n" not in str(raised.value)
 
 
 def test_help(capsys):
     with pytest.raises(SystemExit, match="0"):
-        eval_command.run(["--help"])
+        evaluate.run(["--help"])
     said = capsys.readouterr().out
     for option in ("RUN_OR_MODEL", "--against", "--num-samples", "--dataset", "--high_entropy_prompt"):
         assert option in said

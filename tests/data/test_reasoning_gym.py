@@ -14,8 +14,8 @@ import datasets
 import pytest
 import tiny
 
-from policy_split.commands import main as cli
-from policy_split.data import reasoning_gym as gym_tasks
+from policy_split.commands.main import main
+from policy_split.data import reasoning_gym
 from policy_split.data.datasets import as_prompts, load_prompts
 from policy_split.data.gym_worker import typed
 from policy_split.data.reasoning_gym import GymTask, ReasoningGymReward, check_held_out, gym_task, own_reward
@@ -111,7 +111,7 @@ def test_a_score_that_hangs_is_0_and_named_and_the_others_are_scored(countdown):
 @pytest.mark.parametrize("value", ["float('nan')", "'1.0'", "None", "[1.0]"])
 def test_a_score_that_is_no_finite_number_is_0(countdown, value, tmp_path, monkeypatch):
     (tmp_path / "worker.py").write_text(f"def scorer(name, settings): return lambda item: {value}\n")
-    monkeypatch.setattr(gym_tasks, "WORKER", tmp_path / "worker.py")
+    monkeypatch.setattr(reasoning_gym, "WORKER", tmp_path / "worker.py")
     grade = ReasoningGymReward("reasoning-gym:countdown")
     with pytest.warns(UserWarning, match="1 of 1 responses .* is .*, not a finite number"):
         assert grade(["1"], countdown["entry"][:1]) == [0.0]
@@ -230,13 +230,13 @@ def test_train_and_evaluate_by_name(model, tmp_path, capsys):
     command = ["train", "--model", model, "--dataset", SUMS, "--output_dir", run, *QUICK]
     command += ["--eval_dataset", SUMS.replace("size=24", "size=2&seed=24"), "--eval_steps", "2"]
     command += ["--eval_num_samples", "2", "--max_steps", "2", "--save_steps", "0", "--learning_rate", "1e-2"]
-    assert cli.main(command) == 0
+    assert main(command) == 0
     steps = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2]
     assert all(0 <= step[f"{mode}/reward"] <= 1 for step in steps for mode in ("normal", "high_entropy"))
     assert 0 <= steps[-1]["eval/normal/accuracy"] <= 1
     command = ["eval", run, "--dataset", SUMS.replace("size=24&", ""), "--num-questions", "3", "--num-samples", "2"]
-    assert cli.main([*command, *QUICK]) == 0
+    assert main([*command, *QUICK]) == 0
     evaluation = json.loads(Path(run, "evaluation.json").read_text())
     trained = load_prompts(SUMS)["prompt"]
     assert evaluation["num_questions"] == 3

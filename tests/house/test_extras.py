@@ -6,7 +6,7 @@ import json
 import pytest
 
 from policy_split import extras
-from policy_split.commands import main as cli
+from policy_split.commands.main import main
 from policy_split.data.datasets import load_prompts
 from policy_split.report.plot import plot_run
 from policy_split.rewards.math import math_reward
@@ -37,16 +37,16 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, run, ask, extra)
 
 
 def test_a_plot_of_nothing(tmp_path, capsys):
-    assert cli.main(["plot", str(tmp_path)]) == 2
+    assert main(["plot", str(tmp_path)]) == 2
     assert "metrics.jsonl: there is no such file" in capsys.readouterr().err
     (tmp_path / "metrics.jsonl").write_text("")
-    assert cli.main(["plot", str(tmp_path)]) == 2
+    assert main(["plot", str(tmp_path)]) == 2
     assert "no step has been written yet" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="the extra plot is not installed")
 def test_plot(run, capsys):
-    assert cli.main(["plot", str(run)]) == 0
+    assert main(["plot", str(run)]) == 0
     assert f"curves: {run / 'curves.png'}" in capsys.readouterr().out
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 

@@ -17,7 +17,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from policy_split.commands import main as cli
+from policy_split.commands.main import main
 from policy_split.run_folder import model_folder
 from policy_split.run_folder.model_folder import replace_model
 from policy_split.storage.whole_folder import damage
@@ -102,10 +102,10 @@ def task(run):
 def test_eval_and_train_take_a_checkpoint(run, tmp_path, capsys):
     checkpoint = str(run / "checkpoints/checkpoint-1")
     output = tmp_path / "evaluation.json"
-    assert cli.main(["eval", checkpoint, *task(run), "--num-samples", "2", "--output", str(output)]) == 0
+    assert main(["eval", checkpoint, *task(run), "--num-samples", "2", "--output", str(output)]) == 0
     assert json.loads(output.read_text())["model"] == checkpoint
     more = ["--model", checkpoint, "--output_dir", str(tmp_path / "more"), "--max_steps", "1"]
-    assert cli.main(["train", *more, *task(run)]) == 0
+    assert main(["train", *more, *task(run)]) == 0
     assert (tmp_path / "more/config.json").is_file()
 
 

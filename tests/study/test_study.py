@@ -16,8 +16,8 @@ import study_plan
 from scipy import stats
 from study_plan import PLAN, TINY
 
-from policy_split.commands import main as cli
 from policy_split.commands import study as command
+from policy_split.commands.main import main
 from policy_split.config import PolicySplitConfig
 from policy_split.countdown.sizes import SIZES, find_size, load_size, save_size
 from policy_split.study import runner
@@ -86,7 +86,7 @@ def test_the_command_writes_the_document(done, tmp_path, monkeypatch, capsys):
     own.write_text('{"mine": {"eta": 0.1}}')
     target = tmp_path / "study.md"
     arguments = ["study", "--output", str(done), "--document", str(target), "--own", str(own), "--seeds", "2", "1"]
-    assert cli.main(arguments) == 0
+    assert main(arguments) == 0
     text = target.read_text()
     assert capsys.readouterr().out.startswith(text)
     accuracy = read_results(PLAN, done).values("grpo", "accuracy", "normal")
@@ -104,7 +104,7 @@ def test_the_command_writes_the_document(done, tmp_path, monkeypatch, capsys):
     first = data["curves"][0]
     assert (first["variant"], first["panel"], first["steps"]) == ("grpo", "entropy", [4])
     assert first["mean"] + first["low"] + first["high"] == pytest.approx([sum(means) / 2, *means], rel=1e-4)
-    cli.main(arguments)
+    main(arguments)
     assert (tmp_path / "study.svg").read_text() == curves
 
 
@@ -119,7 +119,7 @@ def test_the_command_writes_the_document(done, tmp_path, monkeypatch, capsys):
 )
 def test_wrong_arguments_are_said_in_one_line(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["study", *arguments]) == 2
+    assert main(["study", *arguments]) == 2
     errors = capsys.readouterr().err
     assert said in errors
     assert errors.count("\n") == 1
@@ -149,9 +149,10 @@ def test_a_stopped_study_goes_on_to_the_same_weights(done, tmp_path):
     shutil.copytree(done / "warm-start", folder / "warm-start")
     script = tmp_path / "study.py"
     script.write_text(
-        "import sys, study_plan\nfrom policy_split.commands import main as cli, study as command\n"
+        "import sys, study_plan\nfrom policy_split.commands import study as command\n"
+        "from policy_split.commands.main import main\n"
         "command.PLANS['cpu'] = study_plan.PLAN\n"
-        "if __name__ == '__main__':\n    sys.exit(cli.main(['study', *sys.argv[1:]]))\n"
+        "if __name__ == '__main__':\n    sys.exit(main(['study', *sys.argv[1:]]))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(study_plan.__file__).parent)}
     base = [sys.executable, str(script), "--output", str(folder), "--jobs", "1"]

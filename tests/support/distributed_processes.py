@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from policy_split import PolicySplitConfig
 from policy_split.commands import train
-from policy_split.countdown import job as countdown_job
+from policy_split.countdown import job
 from policy_split.countdown.problems import Countdown
 from policy_split.countdown.sizes import CountdownSize
 from policy_split.models.sharding import gathered
@@ -153,8 +153,8 @@ def check_job(kind, folder):
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(io.StringIO()) as bars,
     ):
-        replace_text = countdown_job.replace_text
-        patch.setattr(countdown_job, "replace_text", lambda *a: written.append(a[0].name) or replace_text(*a))
+        replace_text = job.replace_text
+        patch.setattr(job, "replace_text", lambda *a: written.append(a[0].name) or replace_text(*a))
         config = PolicySplitConfig(**size.settings | options, output_dir=str(folder / kind / "job"), disable_tqdm=False)
         chosen = SimpleNamespace(dataset=None, eval_dataset=None, reward=None, resume=False)
         assert train.train_countdown(config, size, chosen) == 0

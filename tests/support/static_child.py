@@ -13,8 +13,7 @@ import triton.language as tl
 
 sys.path.append(str(Path(__file__).parents[2]))  # last: `kernels/` there is not Hugging Face's package
 from benchmarks import static
-from benchmarks.machine_code import assembly as machine_code
-from benchmarks.machine_code import compiled
+from benchmarks.machine_code import assembly, compiled
 
 CALLS = ("statistics", "gradient", "loss", "scale", "divergence", "divergence_gradient")
 
@@ -61,7 +60,7 @@ def straightforward(target, name):
     kernel = straightforward_kernel.warmup(
         logits, torch.zeros(2, dtype=torch.int64), *vectors, 151936, 151936, 8192, grid=(2,), num_warps=16
     )
-    record = machine_code.read(kernel, target.backend).record() | {"job": ("first", "bfloat16", 151936, "full")}
+    record = assembly.read(kernel, target.backend).record() | {"job": ("first", "bfloat16", 151936, "full")}
     return {chip: x._asdict() for chip, x in static.bounds(record, name).items()}
 
 
@@ -74,8 +73,8 @@ def main(names):
         atomic = atomic_kernel.warmup(torch.zeros(1), grid=(1,), enable_fp_fusion=True)
         results[name] = {
             "variants": variants(target, device),
-            "spilling": machine_code.read(spilling, target.backend).record(),
-            "atomic": machine_code.read(atomic, target.backend).record(),
+            "spilling": assembly.read(spilling, target.backend).record(),
+            "atomic": assembly.read(atomic, target.backend).record(),
             "straightforward": straightforward(target, name),
         }
     print(json.dumps(results))

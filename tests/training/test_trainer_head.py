@@ -8,7 +8,7 @@ import torch
 from trained import lines, trainer, weights
 from transformers import Qwen3ForCausalLM
 
-from policy_split.models import policy as models
+from policy_split.models.policy import Policy
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -129,4 +129,4 @@ def test_lora_on_the_head_trains_the_same_by_either_way(tmp_path):
 
 def test_a_fused_policy_needs_a_patched_model():
     with pytest.raises(ValueError, match="fused=True needs a model that patch_lm_head has patched"):
-        models.Policy(tiny.model(), tiny.tokenizer(), fused=True)
+        Policy(tiny.model(), tiny.tokenizer(), fused=True)

@@ -7,7 +7,7 @@ import tiny
 from trained import lines, trainer
 
 from policy_split import extras
-from policy_split.models import policy as models
+from policy_split.models.policy import load_model
 
 
 def nan_reward(completions):
@@ -50,7 +50,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"needs the package wandb: pip install policy-split\[trackers\]"):
         trainer(tmp_path, report_to="wandb")
     with pytest.raises(ImportError, match=r"pip install policy-split\[flash-attn\]"):
-        models.load_model("some/model", tiny.config(tmp_path, attn_implementation="flash_attention_2"))
+        load_model("some/model", tiny.config(tmp_path, attn_implementation="flash_attention_2"))
 
 
 def test_a_folder_with_a_run_is_not_overwritten_by_chance(tmp_path):

@@ -45,7 +45,7 @@ def _row_target(n, targets_ptr, mask_ptr, V: tl.constexpr):
 
 @triton.jit
 def _row_transform(n, T, softcap, CAPPED: tl.constexpr, keep_ptr, stride_b, stride_t, VEC: tl.constexpr):
-    """The row's own `transform`, as `triton_tiles` has it."""
+    """The row's own `transform`, as `tiles` has it."""
     return (
         tl.full((), softcap, tl.float64) if CAPPED else None,
         None if keep_ptr is None else keep_ptr + row_offset(n, T, stride_b, stride_t, VEC),
