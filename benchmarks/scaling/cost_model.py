@@ -35,6 +35,9 @@ class Setup(NamedTuple):
     compute_bytes: int = 2
     fused_head: bool = True
     chunk_bytes: float = 1.25 * 2**30  # of logits, with the fused head
+    first_pass: bool = False  # the update scores its own rows
+    shared_prompts: bool = False  # a prompt once for the n rows of a mode that it writes, and the 2n that it trains
+    live: float = 1.0  # share of the questions whose rewards differ: the others are not trained, nor scored
 
 
 class Machine(NamedTuple):
@@ -134,20 +137,23 @@ def generation_seconds(m: Model, b: Batch, s: Setup, machine: Machine) -> float:
     bfloat16 without FSDP2 reads float32 weights, writes and reads their bfloat16 copies: 8 bytes a parameter.
     """
     p, responses = parameters(m), min(rows(b, s) / 2, b.generation_rows)
+    prompts = responses * b.prompt / (b.generations if s.shared_prompts else 1)
     calls = rows(b, s) / 2 / responses
     weight_bytes = s.compute_bytes if s.sharded or s.compute_bytes == 4 else 8
     cache = responses * (b.prompt + b.response / 2) * 2 * m.layers * m.kv_heads * m.head_dim * s.compute_bytes
     sampling = responses * 6 * 4 * m.vocabulary / machine.bandwidth
     read = (weight_bytes * p + cache) / machine.bandwidth
     token = max(read, responses * 2 * p / machine.flops) + sampling + m.layers * machine.call
-    return calls * (_layers_seconds(m, responses * b.prompt, b.prompt, s, machine) + b.response * token)
+    return calls * (_layers_seconds(m, prompts, b.prompt, s, machine) + b.response * token)
 
 
 def seconds(m: Model, b: Batch, s: Setup, machine: Machine) -> dict[str, float]:
     """Seconds of a step's parts; "communication" is what all of it would take alone, of which overlap hides some."""
     p, share, length = parameters(m), s.ranks if s.sharded else 1, b.prompt + b.response
-    r, micro, part = rows(b, s), micro_batches(b, s), (s.ranks - 1) / s.ranks / machine.link
-    forward = _layers_seconds(m, r * length, length, s, machine)
+    r, part = s.live * rows(b, s), (s.ranks - 1) / s.ranks / machine.link
+    micro = -(-int(r) // b.micro_rows)
+    prompts = b.prompt / (2 * b.generations) if s.shared_prompts else b.prompt
+    forward = _layers_seconds(m, r * (prompts + b.response), length, s, machine)
     head, calls = _head_seconds(m, r * b.response, machine), micro * m.layers * machine.call
     gather, reduce = s.compute_bytes * p * part, 4 * p * part
     if not s.sharded:
@@ -158,10 +164,13 @@ def seconds(m: Model, b: Batch, s: Setup, machine: Machine) -> dict[str, float]:
     def together(computed: float, sent: float) -> float:
         return max(computed, sent) if machine.overlap else computed + sent
 
+    scoring, again = forward + head + calls, 0.0
+    if s.first_pass:  # of it the LM head alone is left, inside the update
+        scoring, scoring_sent, again = 0.0, 0.0, head
     parts = {
         "generation": generation_seconds(m, b, s, machine) + gathering,
-        "scoring": together(forward + head + calls, scoring_sent),
-        "update": together((4 if s.checkpointing else 3) * forward + 3 * (head + calls), update_sent),
+        "scoring": together(scoring, scoring_sent),
+        "update": together((4 if s.checkpointing else 3) * forward + 3 * (head + calls) + again, update_sent),
         "optimizer": 40 * p / share / machine.bandwidth,  # the norm, the clipping, AdamW: 10 reads and writes
     }
     return parts | {"step": sum(parts.values()), "communication": gathering + scoring_sent + update_sent}

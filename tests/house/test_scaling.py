@@ -111,3 +111,22 @@ def test_the_command_says_that_gpus_are_not_measured(capsys):
     text = capsys.readouterr().out
     assert text.startswith("## Predicted for GPUs: not measured yet")
     assert sum(line.startswith("| 70B | 64 |") for line in text.splitlines()) == 2
+
+
+def test_one_forward_less_and_prompts_once():
+    """Rates at which every number of the model is a count: a FLOP a second, memory for nothing."""
+    rates = Machine(flops=1.0, bandwidth=1e30, link=1.0)
+    apart = seconds(SMALL, BATCH, ONE, rates)
+    together = seconds(SMALL, BATCH, ONE._replace(first_pass=True), rates)
+    head = 32 * 10 * 2 * 4 * 100  # one GEMM of the LM head over all responses
+    assert together["scoring"] == 0
+    assert together["update"] == pytest.approx(apart["update"] + head)
+    assert apart["step"] - together["step"] == pytest.approx(apart["scoring"] - head)
+    forward = 2 * layer_flops(SMALL, context=16)
+    shared = seconds(SMALL, BATCH, ONE._replace(shared_prompts=True), rates)
+    # 32 rows of 16 tokens; with 6 tokens of a prompt for every 2n = 4 rows, 8 groups
+    assert apart["scoring"] - shared["scoring"] == pytest.approx((32 - 8) * 6 * forward)
+    assert apart["generation"] - shared["generation"] == pytest.approx((16 - 8) * 6 * 2 * layer_flops(SMALL, context=6))
+    half = seconds(SMALL, BATCH, ONE._replace(live=0.5), rates)
+    assert half["scoring"] == apart["scoring"] / 2
+    assert half["generation"] == apart["generation"]
