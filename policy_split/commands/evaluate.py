@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from policy_split.config import PolicySplitConfig
@@ -24,6 +23,8 @@ from policy_split.evaluation.tables import comparison_table, evaluation_table
 from policy_split.models.policy import load_model, load_tokenizer, placed
 from policy_split.models.source import check_source
 from policy_split.rewards.functions import REWARD_HELP
+from policy_split.run_folder.checkpoints import CHECKPOINTS
+from policy_split.run_folder.record import read_settings
 from policy_split.storage.whole_folder import replace_text
 
 HELP = """Measure both modes of a trained model: accuracy, unbiased pass@k, entropy, length, different correct
@@ -150,7 +151,7 @@ def _parse(arguments: list[str], defaults: Mapping[str, Any]) -> tuple[Any, dict
 def _evaluated(model: str, arguments: list[str], task: Task | None) -> tuple[Task, dict[str, Any]]:
     """One model on the task, which is made for the first of them."""
     tokenizer = load_tokenizer(None, model)
-    defaults = (load_size(Path(model)) or SIZES["small"]).settings if is_countdown(tokenizer) else {}
+    defaults = (load_size(_run_folder(model)) or SIZES["small"]).settings if is_countdown(tokenizer) else {}
     defaults = {name: value for name, value in (defaults | _run_settings(model)).items() if name in SETTINGS}
     chosen, settings = _parse(arguments, defaults)
     config = PolicySplitConfig(**settings)
@@ -175,7 +176,7 @@ def _task(chosen: Any, tokenizer: PreTrainedTokenizerBase) -> Task:
         if not is_countdown(tokenizer):
             raise ValueError(f"{chosen.model} needs --dataset and --reward: only the built-in Countdown has its own")
         # the same problems for runs of every seed, so that they can be compared
-        size = load_size(Path(chosen.model)) or SIZES["small"]
+        size = load_size(_run_folder(chosen.model)) or SIZES["small"]
         count = size.held_out_questions if count is None else count
         dataset = size.task.dataset(count, seed=QUESTIONS_SEED, split="held_out")
         return Task(dataset, reward or countdown_reward, key, chosen.correct_reward)
@@ -200,16 +201,13 @@ def _is_run(model: str) -> bool:
 
 
 def _run_settings(model: str) -> dict[str, Any]:
-    path = Path(model) / "config.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: expected settings by name, got {type(settings).__name__}")
-    return settings
+    return read_settings(_run_folder(model)) or {}
+
+
+def _run_folder(model: str) -> Path:
+    """The folder of the run whose model or checkpoint it is."""
+    path = Path(model)
+    return path.parent.parent if path.absolute().parent.name == CHECKPOINTS else path
 
 
 def _heading(evaluation: Mapping[str, Any]) -> str:

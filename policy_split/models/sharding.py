@@ -70,7 +70,15 @@ def sharded_like(tensor: torch.Tensor, like: Any) -> torch.Tensor:
 
 
 def load_model(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """ValueError if the weights are those of another model."""
     own = model.state_dict()
+    shapes = {name: (tuple(value.shape), tuple(own[name].shape)) for name, value in state.items() if name in own}
+    wrong = [f"{name} {then} -> {now}" for name, (then, now) in shapes.items() if then != now]
+    wrong += [f"{name} is there no more" for name in state.keys() - own.keys()]
+    wrong += [f"{name} was not there" for name in own.keys() - state.keys()]
+    if wrong:
+        said = "; ".join(sorted(wrong)[:3])
+        raise ValueError(f"the checkpoint's weights are not those of this model, {len(wrong)} of them differ: {said}")
     model.load_state_dict({name: sharded_like(value, own.get(name)) for name, value in state.items()})
 
 

@@ -9,11 +9,12 @@ from policy_split.storage.whole_folder import remove, sweep
 from .checkpoints import CHECKPOINTS, COMPLETIONS, METRICS, SAMPLES, checkpoints
 from .model_folder import holds_model, model_files
 
-CONFIG, ENVIRONMENT, EVALUATION = "config.yaml", "environment.json", "evaluation.json"
+CONFIG, ENVIRONMENT, EVALUATION, FINGERPRINT = "config.yaml", "environment.json", "evaluation.json", "fingerprint.json"
 TRACKER = "policy-split"  # tensorboard's folder
 ROWS = (METRICS, COMPLETIONS, SAMPLES)
-# what else a run or a command writes there; the last four are those of the built-in task
-FILES = (CONFIG, "config-*.yaml", ENVIRONMENT, EVALUATION, "before.json", "countdown.json", "results.json", "table.md")
+# what else a run or a command writes there; TASK_FILES are those of the built-in task
+TASK_FILES = ("before.json", "countdown.json", "results.json", "table.md")
+FILES = (CONFIG, "config-*.yaml", ENVIRONMENT, EVALUATION, FINGERPRINT, *TASK_FILES)
 
 
 def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:

@@ -86,10 +86,13 @@ class RunState:
         process).
         """
         load_model(self.model, read_state(path, "model"))
+        own = [{name: value for name, value in group.items() if name != "params"} for group in self._groups]
         load_optimizer(self.optimizer, read_state(path, "optimizer"))
+        for group, settings in zip(self._groups, own, strict=True):
+            group.update(settings)  # learning rate, weight decay and the like are those of now
         small = read_state(path, "progress")
         self.progress.load_state_dict(small["progress"])
-        self.schedule.load_state_dict(small["schedule"])
+        self._move_schedule(self.progress.step)
         if self.accelerator.scaler is not None and "scaler" in small:
             self.accelerator.scaler.load_state_dict(small["scaler"])
         rank = self.accelerator.process_index
@@ -99,6 +102,18 @@ class RunState:
             seed_random_states(f"{self.seed}, {self.progress.step}, {rank}")
         self.mark()
         self.saved = self.progress.step
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    def _move_schedule(self, step: int) -> None:
+        """To where it would be after that many steps of the settings of now: it is a function of the step alone."""
+        factors = [factor(step) for factor in self.schedule.lr_lambdas]
+        rates = [base * factor for base, factor in zip(self.schedule.base_lrs, factors, strict=True)]
+        self.schedule.last_epoch, self.schedule._step_count, self.schedule._last_lr = step, step + 1, rates
+        for group, rate in zip(self._groups, rates, strict=True):
+            group["lr"] = rate
 
     def _stepped(self, *_: Any) -> None:
         self.whole = False

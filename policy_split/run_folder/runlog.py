@@ -4,23 +4,21 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from policy_split.config import PolicySplitConfig
 from policy_split.rollouts.rollout import Rollout
 from policy_split.rollouts.samples import sample_rows
-from policy_split.storage.environment import environment
 from policy_split.storage.whole_folder import replace_text
 
 from .checkpoints import COMPLETIONS, METRICS, SAMPLES
 from .launch import start_trackers
-from .output_dir import CONFIG, ENVIRONMENT, EVALUATION, remove_earlier_run
+from .output_dir import EVALUATION, remove_earlier_run
+from .record import Record
 
 SAMPLES_OF_EACH_MODE = 2
 
@@ -28,8 +26,8 @@ SAMPLES_OF_EACH_MODE = 2
 class RunLog:
     """Writes the steps of a run; the other processes of it write nothing."""
 
-    def __init__(self, accelerator: Accelerator, config: PolicySplitConfig, *, resume: bool):
-        self.accelerator, self.config, self.resume = accelerator, config, resume
+    def __init__(self, accelerator: Accelerator, config: PolicySplitConfig, record: Record, *, resume: bool):
+        self.accelerator, self.config, self.record, self.resume = accelerator, config, record, resume
         folder = Path(config.output_dir)
         self.files = [JsonLines(folder / name) for name in (METRICS, COMPLETIONS, SAMPLES)]
         self.metrics, self.completions, self.samples = self.files
@@ -75,15 +73,8 @@ class RunLog:
             (self.metrics.path.parent / EVALUATION).unlink(missing_ok=True)  # of a model that is trained on
         elif self.config.overwrite_output_dir:
             remove_earlier_run(self.metrics.path.parent)
-        self._describe()
+        self.record.write(self.metrics.path.parent, step)
         start_trackers(self.accelerator, self.config, step, resume=self.resume)
-
-    def _describe(self) -> None:
-        """The settings and where they run, for people and for programs that do not have this one."""
-        folder = self.metrics.path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / CONFIG, yaml.safe_dump(asdict(self.config), sort_keys=False, allow_unicode=True))
-        replace_text(folder / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
 
 
 def shows_samples(config: PolicySplitConfig, step: int) -> bool:

@@ -13,6 +13,7 @@ from policy_split.progress import mode_postfix, showing, steps_bar
 from policy_split.rollouts.rollout import Rollout
 from policy_split.run_folder.checkpoints import find_checkpoint, usable
 from policy_split.run_folder.output_dir import check_output_dir
+from policy_split.run_folder.resume import check_resumable
 from policy_split.run_folder.runlog import RunLog
 
 from .stopping import StopRequest
@@ -29,15 +30,18 @@ class Run:
         self.progress, self.accelerator = trainer.progress, trainer.accelerator
         self.process = os.getpid()
 
-    def train(self, resume_from_checkpoint: str | Path | bool) -> dict[str, float]:
+    def train(self, resume_from_checkpoint: str | Path | bool, resume_anyway: bool) -> dict[str, float]:
         trainer, config, resume = self.trainer, self.config, bool(resume_from_checkpoint)
         self._check(resume)
+        record = trainer.record()
         if resume:
-            self.state.load(find_checkpoint(trainer.output_dir, resume_from_checkpoint))
+            checkpoint = find_checkpoint(trainer.output_dir, resume_from_checkpoint)
+            check_resumable(checkpoint, record, anyway=resume_anyway)
+            self.state.load(checkpoint)
         metrics: dict[str, float] = {}
         disable = config.disable_tqdm if self.accelerator.is_main_process else True
         with (
-            RunLog(self.accelerator, config, resume=resume) as log,
+            RunLog(self.accelerator, config, record, resume=resume) as log,
             showing(disable),
             steps_bar(self.progress.step, trainer.max_steps, disable) as bar,
             StopRequest() as stop,

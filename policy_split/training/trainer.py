@@ -31,7 +31,7 @@ from policy_split.evaluation.question_scores import Key
 from policy_split.models.policy import Policy, check_fit, enable_checkpointing, fuse_lm_head, load_model, load_tokenizer
 from policy_split.models.sharding import gathered, shard_frozen
 from policy_split.progress import track
-from policy_split.rewards.functions import as_reward_functions, check_columns
+from policy_split.rewards.functions import as_reward_functions, check_columns, reward_name
 from policy_split.rollouts.metrics import Sums, add_sums, means, rollout_sums, sum_and_count
 from policy_split.rollouts.rollout import (
     BLOCKS,
@@ -45,8 +45,10 @@ from policy_split.rollouts.rollout import (
 )
 from policy_split.rollouts.sampling import seed_of
 from policy_split.run_folder.checkpoints import Progress
+from policy_split.run_folder.fingerprint import fingerprint, weights_sum
 from policy_split.run_folder.launch import make_accelerator, make_optimizer
 from policy_split.run_folder.model_folder import save_pretrained
+from policy_split.run_folder.record import Record, described, source_name
 from policy_split.run_folder.run_state import RunState
 from policy_split.run_folder.runlog import shows_samples
 
@@ -81,6 +83,8 @@ class PolicySplitTrainer:
         ref_model: PreTrainedModel | str | None = None,
     ):
         self.config = config = PolicySplitConfig() if config is None else config
+        given = {"model": model, "dataset": train_dataset, "eval_dataset": eval_dataset, "reward": reward_funcs}
+        self.sources: dict[str, Any] = {name: source_name(value) for name, value in given.items()}
         self.accelerator = make_accelerator(config)
         if config.prompts_per_step % self.accelerator.num_processes:
             raise ValueError(
@@ -109,10 +113,11 @@ class PolicySplitTrainer:
 
     def _prepare(self, bare: PreTrainedModel, ref_model: PreTrainedModel | str | None) -> None:
         config = self.config
-        self.reference = None
+        self.reference, self.frozen = None, None
         if config.beta > 0:
             frozen = copy.deepcopy(bare) if ref_model is None else load_model(ref_model, config)
             frozen.requires_grad_(False).eval()
+            self.frozen = weights_sum(frozen, trainable=True)
             fused = fuse_lm_head(frozen, config)
             if self.accelerator.is_fsdp2:
                 wrapped = shard_frozen(self.accelerator, frozen)
@@ -143,17 +148,27 @@ class PolicySplitTrainer:
             return self.config.max_steps
         return math.ceil(self.config.num_train_epochs * len(self.train_dataset) / self.config.prompts_per_step)
 
-    def train(self, resume_from_checkpoint: str | Path | bool = False) -> dict[str, float]:
+    def train(
+        self, resume_from_checkpoint: str | Path | bool = False, *, resume_anyway: bool = False
+    ) -> dict[str, float]:
         """Train to the last step and save the model in output_dir; returns the metrics of the last step.
 
         resume_from_checkpoint: a checkpoint's path, or True for the newest in output_dir that is whole; the run goes on
-        exactly as if it had not stopped. FileExistsError: output_dir holds another run. FloatingPointError: too many
+        exactly as if it had not stopped, with the settings of now where they may change, such as the learning rate.
+        ValueError lists every other difference in settings, questions, tokenizer, model and rewards; resume_anyway
+        makes it a warning. FileExistsError: output_dir holds another run. FloatingPointError: too many
         steps without a finite gradient. OSError: a checkpoint could not be saved. KeyboardInterrupt: after Ctrl-C or
         SIGTERM, once the step is finished and saved. Whatever a step raises, the last finished step is saved first,
         unless weights have moved since, or other processes would have to take part; a note of the error says where to
         go on.
         """
-        return Run(self).train(resume_from_checkpoint)
+        return Run(self).train(resume_from_checkpoint, resume_anyway)
+
+    def record(self) -> Record:
+        """What is written beside the run, and compared when it is resumed."""
+        names = [reward_name(function) for function, _ in self.rewards]
+        parts = (self.train_dataset, self.tokenizer, self.policy.bare, names, self.frozen)
+        return Record(described(self.config, self.sources), fingerprint(*parts))
 
     def step(self) -> tuple[dict[str, float], Rollout]:
         """One step: rollout, rewards, sharing, old log-probs, advantages, updates: (metrics, rollout)."""

@@ -21,7 +21,7 @@ import numpy
 import tiny
 import torch
 
-from policy_split.run_folder import checkpoints, runlog
+from policy_split.run_folder import checkpoints, model_folder
 from policy_split.storage import whole_folder
 from policy_split.training.trainer import PolicySplitTrainer
 
@@ -69,7 +69,7 @@ def die_at_file_operation(fatal):
         return call
 
     checkpoints.write_state = counted(checkpoints.write_state)
-    runlog.sync = checkpoints.sync = whole_folder.sync = counted(whole_folder.sync)
+    model_folder.sync = whole_folder.sync = counted(whole_folder.sync)
     os.replace, shutil.rmtree = counted(os.replace), counted(shutil.rmtree)
     return done
 

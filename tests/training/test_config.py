@@ -68,8 +68,9 @@ def test_rules_name_fields_and_fields_have_help():
 
 
 def test_every_field_says_what_a_resumed_run_may_do_to_it():
-    assert {setting.metadata["resume"] for setting in fields(PolicySplitConfig)} == {"free", "fixed", "product"}
-    free = {setting.name for setting in fields(PolicySplitConfig) if setting.metadata["resume"] == "free"}
+    assert set(PolicySplitConfig.resumption()) == {setting.name for setting in fields(PolicySplitConfig)}
+    assert set(PolicySplitConfig.resumption().values()) == {"free", "fixed", "product"}
+    free = {name for name, may in PolicySplitConfig.resumption().items() if may == "free"}
     assert free >= {
         "max_steps",
         "num_train_epochs",
