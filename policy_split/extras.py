@@ -8,6 +8,7 @@ EXTRAS = {
     "flash_attn": "flash-attn",
     "reasoning_gym": "reasoning-gym",
     "math_verify": "math",
+    "peft": "peft",
     "matplotlib": "plot",
     "tensorboard": "trackers",
     "wandb": "trackers",

@@ -6,6 +6,11 @@ if TYPE_CHECKING:
     from .fields import PolicySplitConfig
 
 
+# with their defaults
+ADAPTER = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_modules": None}
+ADAPTER |= {"lora_modules_to_save": None, "use_rslora": False, "use_dora": False}
+
+
 def check_together(config: "PolicySplitConfig") -> None:
     """ValueError where settings that are right by themselves contradict each other."""
     if config.chosen_algorithm.dual_mode and config.algorithm_settings:
@@ -29,10 +34,16 @@ def check_together(config: "PolicySplitConfig") -> None:
         raise ValueError(f"delta bounds the clipped loss; algorithm={config.algorithm!r} has a loss of its own")
     if config.high_entropy_prompt == (config.normal_prompt or ""):
         raise ValueError("high_entropy_prompt and normal_prompt must differ: they are all that tells the modes apart")
+    meaningless = [name for name in ADAPTER if not config.use_peft and getattr(config, name) != ADAPTER[name]]
+    if meaningless:
+        given = ", ".join(f"{name}={getattr(config, name)!r}" for name in meaningless)
+        raise ValueError(f"{given} is of an adapter that use_peft=True makes; without it there is none")
 
 
 def scored_apart_because(config: "PolicySplitConfig") -> str | None:
     """Why a rollout must be scored before its first update, or None."""
+    if config.lora_dropout:
+        return f"lora_dropout={config.lora_dropout} changes the forward that trains"
     algorithm = config.chosen_algorithm
     if not algorithm.dual_mode:
         if config.mask_truncated_completions:

@@ -1,13 +1,14 @@
 """The settings, each with its default and its help; TRL's names where they mean the same."""
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any
 
 from policy_split.algorithms.table import Algorithm, find_algorithm
 from policy_split.modes import HIGH_ENTROPY_PROMPT
 
 from .combinations import check_together, scored_apart_because
+from .option import fixed, free, product
 from .rules import check_each, parsed_object
 
 BONUS_OPTIONS = (
@@ -24,38 +25,6 @@ BONUS_OPTIONS = (
     "rollout_sharing",
 )
 
-T = TypeVar("T")
-
-
-class Help(str):
-    """A field's help, which the command line and the documentation show, and what a resumed run may do to the field.
-
-    It is a text because HfArgumentParser hands all metadata on to argparse, which knows the help alone.
-    """
-
-    resume: str
-
-
-def _option(default: T, text: str, resume: str) -> T:
-    described = Help(text)
-    described.resume = resume
-    return field(default=default, metadata={"help": described})
-
-
-def _free(default: T, text: str) -> T:
-    """A resumed run may change it: it takes effect."""
-    return _option(default, text, "free")
-
-
-def _fixed(default: T, text: str) -> T:
-    """Of the method, the model or the questions: with another value it would be another run."""
-    return _option(default, text, "fixed")
-
-
-def _product(default: T, text: str) -> T:
-    """Only the product of these is fixed, or that one of them is None."""
-    return _option(default, text, "product")
-
 
 @dataclass
 class PolicySplitConfig:
@@ -66,168 +35,178 @@ class PolicySplitConfig:
     nats.
     """
 
-    output_dir: str = _free("policy-split-run", "Folder of metrics.jsonl, checkpoints and the final model.")
-    overwrite_output_dir: bool = _free(False, "Remove the metrics and checkpoints of an earlier run in output_dir.")
-    seed: int = _fixed(
-        42, "The run is a function of (seed, step); the global random state is neither read nor changed."
-    )
+    output_dir: str = free("policy-split-run", "Folder of metrics.jsonl, checkpoints and the final model.")
+    overwrite_output_dir: bool = free(False, "Remove the metrics and checkpoints of an earlier run in output_dir.")
+    seed: int = fixed(42, "The run is a function of (seed, step); the global random state is neither read nor changed.")
 
-    model_dtype: str = _fixed(
+    model_dtype: str = fixed(
         "float32", "Weights of a model given by name: float32, bfloat16, float16 or auto. bfloat16 loses small updates."
     )
-    attn_implementation: str | None = _free(None, "Attention of a model given by name: sdpa, flash_attention_2, eager.")
-    bf16: bool = _free(False, "Compute under bfloat16 autocast.")
-    fp16: bool = _free(False, "Compute under float16 autocast with loss scaling.")
-    gradient_checkpointing: bool = _free(False, "Recompute activations in the backward pass: less memory, more time.")
-    fused_lm_head: bool = _free(
+    attn_implementation: str | None = free(None, "Attention of a model given by name: sdpa, flash_attention_2, eager.")
+    bf16: bool = free(False, "Compute under bfloat16 autocast.")
+    fp16: bool = free(False, "Compute under float16 autocast with loss scaling.")
+    gradient_checkpointing: bool = free(False, "Recompute activations in the backward pass: less memory, more time.")
+    fused_lm_head: bool = free(
         True,
         "Log-probs and the loss's gradients straight from the model's hidden states, chunk by chunk: the logits of a "
         "micro-batch are never in memory at once. The logits are used instead where the exact KL needs those of both "
         "modes (regularizer='loss', bonus_estimator='exact', log_exact_kl) and for heads that cannot be patched.",
     )
-    lm_head_chunk_bytes: int | None = _free(
+    lm_head_chunk_bytes: int | None = free(
         None, "Bytes of logits in flight with fused_lm_head. Not given: 256 MiB on a CPU, 1.25 GiB on a GPU."
     )
-    packed_batches: bool | None = _free(
+    packed_batches: bool | None = free(
         None,
         "Scoring and updates of sequences without padding, behind each other in one row. Not given: with flash "
         "attention, if the model keeps them apart. True: with any attention; without flash attention the mask of a "
         "micro-batch is the square of its tokens.",
     )
-    share_prompts: bool | None = _free(
+    share_prompts: bool | None = free(
         None,
         "Rows of one question and mode stand behind one copy of their prompt, whose forward and backward are then paid "
         "once for all of its responses. Not given: where the model can, which is measured before the first step (with "
         "sdpa attention; packed_batches excludes it).",
     )
-    score_with_update: str = _free(
+    score_with_update: str = free(
         "auto",
         "on: a rollout's first update scores its own rows in the forward that trains them, a micro-batch of whole "
         "questions at a time; off: all is scored before. auto: on where a question's rows (4n of Policy Split) fit "
         "into per_device_train_batch_size or gradient_checkpointing keeps activations small; the metrics say which.",
     )
-    use_cpu: bool = _free(False, "Stay on the CPU even where there is an accelerator.")
+    use_cpu: bool = free(False, "Stay on the CPU even where there is an accelerator.")
 
-    max_steps: int = _free(
+    use_peft: bool = fixed(False, "Train a LoRA adapter by the package peft; the model itself stays as it is.")
+    lora_r: int = fixed(16, "Rank of the adapter.")
+    lora_alpha: int = fixed(32, "The adapter is scaled by lora_alpha / lora_r.")
+    lora_dropout: float = fixed(
+        0.0, "Dropout of the adapter in updates; above 0 the first ratio is not exactly 1 any more."
+    )
+    lora_target_modules: list[str] | None = fixed(
+        None, "Names of modules with an adapter, all-linear, or one regular expression. Not given: peft's of the model."
+    )
+    lora_modules_to_save: list[str] | None = fixed(None, "Names of modules that train as a whole beside the adapter.")
+    use_rslora: bool = fixed(False, "Scale by lora_alpha / sqrt(lora_r).")
+    use_dora: bool = fixed(False, "Weight-decomposed adapters (DoRA).")
+    merge_adapter: bool = free(
+        False, "The final model is a whole one, the adapter merged; checkpoints hold the adapter."
+    )
+
+    max_steps: int = free(
         -1, "Steps; one is a rollout and its updates. Above 0 it takes the place of num_train_epochs."
     )
-    num_train_epochs: float = _free(1.0, "Passes over the questions.")
-    prompts_per_step: int = _fixed(8, "Questions per step (P), over all processes.")
-    num_generations: int = _fixed(
+    num_train_epochs: float = free(1.0, "Passes over the questions.")
+    prompts_per_step: int = fixed(8, "Questions per step (P), over all processes.")
+    num_generations: int = fixed(
         8, "Responses per question AND mode (n): a question costs 2n responses, 4n rows of training."
     )
-    per_device_train_batch_size: int = _product(
+    per_device_train_batch_size: int = product(
         8, "Rows per micro-batch: memory, not mathematics; need not divide anything."
     )
-    gradient_accumulation_steps: int | None = _product(
+    gradient_accumulation_steps: int | None = product(
         None, "Micro-batches per optimizer step. Not given: the whole rollout, 4*P*n rows, in one step."
     )
-    per_device_generation_batch_size: int | None = _free(None, "Responses per generate call. Not given: all at once.")
-    num_iterations: int = _fixed(1, "Passes of clipped updates over each rollout.")
+    per_device_generation_batch_size: int | None = free(None, "Responses per generate call. Not given: all at once.")
+    num_iterations: int = fixed(1, "Passes of clipped updates over each rollout.")
 
-    max_prompt_length: int | None = _free(
+    max_prompt_length: int | None = free(
         512, "Longest prompt in tokens, system prompt included; a longer one is an error."
     )
-    max_completion_length: int = _fixed(256, "Longest response in tokens.")
-    temperature: float = _fixed(1.0, "Of sampling and of every log-prob. There is no top_k or top_p: see the class.")
-    chat_template_kwargs: dict[str, Any] | str | None = _fixed(
+    max_completion_length: int = fixed(256, "Longest response in tokens.")
+    temperature: float = fixed(1.0, "Of sampling and of every log-prob. There is no top_k or top_p: see the class.")
+    chat_template_kwargs: dict[str, Any] | str | None = fixed(
         None, 'JSON for the chat template, such as {"enable_thinking": false}.'
     )
 
-    algorithm: str = _fixed(
+    algorithm: str = fixed(
         "policy_split",
         "policy_split, or a baseline of the table of algorithms: one policy of the normal prompt, which draws 2n "
         "responses to each question, as many as both modes would.",
     )
-    algorithm_settings: dict[str, Any] | str | None = _fixed(
+    algorithm_settings: dict[str, Any] | str | None = fixed(
         None, "JSON of a baseline's settings, such as {\"entropy_coef\": 0.05}. Not given: its paper's."
     )
-    high_entropy_prompt: str = _fixed(HIGH_ENTROPY_PROMPT, "System prompt of the high-entropy mode.")
-    normal_prompt: str | None = _fixed(None, "System prompt of the normal mode.")
-    high_entropy_place: str = _fixed(
+    high_entropy_prompt: str = fixed(HIGH_ENTROPY_PROMPT, "System prompt of the high-entropy mode.")
+    normal_prompt: str | None = fixed(None, "System prompt of the normal mode.")
+    high_entropy_place: str = fixed(
         "system",
         "Where both prompts stand: system, in the system message; user, in front of the user's first message, for chat "
         "templates that refuse or drop a system message.",
     )
-    alpha: float = _fixed(0.5, "Share of the own mode in the bonus; 1 - alpha is the push away from the other mode.")
-    eta: float = _fixed(0.03, "Scale of the high-entropy mode's bonus; about 0.3 with clamp='code' for small models.")
-    eta_normal: float = _fixed(0.0, "Scale of the normal mode's own bonus, which is subtracted.")
-    kappa: float | None = _fixed(2.0, "The bonus is clamped to |advantage| / kappa; inf: no clamp.")
-    clamp: str = _fixed("paper", "paper: eta * clip(B, bound); code: clip(eta * B, bound), as the authors released.")
-    clamp_floor: float = _fixed(0.0, "The bound is max(|advantage|, clamp_floor) / kappa.")
-    share_correction: str = _fixed(
+    alpha: float = fixed(0.5, "Share of the own mode in the bonus; 1 - alpha is the push away from the other mode.")
+    eta: float = fixed(0.03, "Scale of the high-entropy mode's bonus; about 0.3 with clamp='code' for small models.")
+    eta_normal: float = fixed(0.0, "Scale of the normal mode's own bonus, which is subtracted.")
+    kappa: float | None = fixed(2.0, "The bonus is clamped to |advantage| / kappa; inf: no clamp.")
+    clamp: str = fixed("paper", "paper: eta * clip(B, bound); code: clip(eta * B, bound), as the authors released.")
+    clamp_floor: float = fixed(0.0, "The bound is max(|advantage|, clamp_floor) / kappa.")
+    share_correction: str = fixed(
         "none", "none, or truncated: borrowed responses weigh min(1, pi_receiving / pi_writing)."
     )
-    normalize: str = _fixed("zscore", "Of the bonus over its group: zscore, mean or none.")
-    lowest_entropy_mask_ratio: float = _fixed(0.0, "Only tokens from this quantile of their group's bonus on get one.")
-    correctness_mask: str = _fixed("none", "none, or all_same: a bonus only in groups whose rewards are all equal.")
-    rollout_sharing: bool = _fixed(
+    normalize: str = fixed("zscore", "Of the bonus over its group: zscore, mean or none.")
+    lowest_entropy_mask_ratio: float = fixed(0.0, "Only tokens from this quantile of their group's bonus on get one.")
+    correctness_mask: str = fixed("none", "none, or all_same: a bonus only in groups whose rewards are all equal.")
+    rollout_sharing: bool = fixed(
         True, "False, an ablation: a mode trains on its own responses alone; borrowed ones are scored for the bonus."
     )
-    bonus_estimator: str = _fixed(
+    bonus_estimator: str = fixed(
         "sampled",
         "sampled: -log pi(o_t); entropy: the exact entropy of each distribution in its place; exact: its expectation, "
         "the own entropy and 1 - alpha times the KL to the other mode, over the whole vocabulary.",
     )
-    regularizer: str = _fixed(
+    regularizer: str = fixed(
         "advantage",
         "advantage: the bonus is added to it. loss: the exact bonus is a differentiable term of the loss, of the same "
         "alpha, eta and eta_normal and the weights of the policy loss; the advantage is correctness alone. kappa, "
         "clamp, clamp_floor, normalize, lowest_entropy_mask_ratio, correctness_mask and bonus_estimator then mean "
         "nothing, share_correction is of the correctness alone, and groups of equal rewards train too.",
     )
-    entropy_coef_normal: float = _fixed(0.0, "Weight of the differentiable entropy term, tokens of the normal mode.")
-    entropy_coef_high_entropy: float = _fixed(0.0, "Weight of the differentiable entropy term, high-entropy mode.")
+    entropy_coef_normal: float = fixed(0.0, "Weight of the differentiable entropy term, tokens of the normal mode.")
+    entropy_coef_high_entropy: float = fixed(0.0, "Weight of the differentiable entropy term, high-entropy mode.")
 
-    epsilon: float = _fixed(0.2, "The ratio is clipped below at 1 - epsilon.")
-    epsilon_high: float | None = _fixed(None, "The ratio is clipped above at 1 + epsilon_high. Not given: epsilon.")
-    delta: float | None = _fixed(
+    epsilon: float = fixed(0.2, "The ratio is clipped below at 1 - epsilon.")
+    epsilon_high: float | None = fixed(None, "The ratio is clipped above at 1 + epsilon_high. Not given: epsilon.")
+    delta: float | None = fixed(
         None, "Upper bound of the ratio where the advantage is negative, above 1 + epsilon_high."
     )
-    beta: float = _fixed(0.0, "Weight of the KL to the initial model; above 0 a frozen copy of it is kept.")
-    loss_type: str = _fixed("dapo", "grpo, dapo, dr_grpo or bnpo: how tokens are weighed, see token_weights.")
-    mask_truncated_completions: bool = _fixed(False, "Responses cut at max_completion_length do not train.")
-    reward_weights: list[float] | None = _fixed(None, "One weight per reward function. Not given: 1 each.")
-    reward_timeout: float | None = _free(
+    beta: float = fixed(0.0, "Weight of the KL to the initial model; above 0 a frozen copy of it is kept.")
+    loss_type: str = fixed("dapo", "grpo, dapo, dr_grpo or bnpo: how tokens are weighed, see token_weights.")
+    mask_truncated_completions: bool = fixed(False, "Responses cut at max_completion_length do not train.")
+    reward_weights: list[float] | None = fixed(None, "One weight per reward function. Not given: 1 each.")
+    reward_timeout: float | None = free(
         None, "Seconds that a reward function may take for a step's responses; the run then stops, its state saved."
     )
 
-    learning_rate: float = _free(1e-6, "AdamW.")
-    weight_decay: float = _free(0.0, "AdamW.")
-    adam_beta1: float = _free(0.9, "AdamW.")
-    adam_beta2: float = _free(0.999, "AdamW.")
-    adam_epsilon: float = _free(1e-8, "AdamW.")
-    max_grad_norm: float = _free(1.0, "The gradient is clipped to this norm.")
-    lr_scheduler_type: str = _free(
-        "linear", "Schedule, as transformers names it; it counts steps, not optimizer steps."
-    )
-    warmup_steps: int = _free(0, "Steps of linear warm-up.")
-    max_skipped_steps: int = _free(5, "Optimizer steps skipped in a row for a non-finite gradient until the run stops.")
+    learning_rate: float = free(1e-6, "AdamW.")
+    weight_decay: float = free(0.0, "AdamW.")
+    adam_beta1: float = free(0.9, "AdamW.")
+    adam_beta2: float = free(0.999, "AdamW.")
+    adam_epsilon: float = free(1e-8, "AdamW.")
+    max_grad_norm: float = free(1.0, "The gradient is clipped to this norm.")
+    lr_scheduler_type: str = free("linear", "Schedule, as transformers names it; it counts steps, not optimizer steps.")
+    warmup_steps: int = free(0, "Steps of linear warm-up.")
+    max_skipped_steps: int = free(5, "Optimizer steps skipped in a row for a non-finite gradient until the run stops.")
 
-    logging_steps: int = _free(1, "Steps between reports to the trackers; metrics.jsonl has every step.")
-    report_to: str = _free("none", "none, tensorboard, wandb, trackio or several of them, separated by commas.")
-    log_exact_kl: bool = _free(
+    logging_steps: int = free(1, "Steps between reports to the trackers; metrics.jsonl has every step.")
+    report_to: str = free("none", "none, tensorboard, wandb, trackio or several of them, separated by commas.")
+    log_exact_kl: bool = free(
         False,
         "Exact KLs between the modes in metrics and evaluations, beside the sampled estimates, at a few percent of the "
         "scoring; always with regularizer='loss' or bonus_estimator='exact'. Both rows of a response are then in one "
         "micro-batch.",
     )
-    log_all_entropies: bool = _free(
+    log_all_entropies: bool = free(
         False,
         "Score every response for the metrics. Otherwise questions without a gradient, whose rewards are all equal, "
         "are not scored but for a few that stand for them: entropies and KLs are then unbiased estimates.",
     )
-    log_completions: bool = _free(
-        False, "Write each response with its reward to completions.jsonl every logging_steps."
-    )
-    sample_steps: int = _free(
+    log_completions: bool = free(False, "Write each response with its reward to completions.jsonl every logging_steps.")
+    sample_steps: int = free(
         50, "Steps between samples of both modes in samples.jsonl, with the entropy of each token; 0: none."
     )
-    save_steps: int = _free(500, "Steps between checkpoints; 0: none.")
-    save_total_limit: int | None = _free(None, "Keep this many newest checkpoints. Not given: all.")
-    eval_steps: int = _free(0, "Steps between evaluations of eval_dataset; 0: none.")
-    eval_num_samples: int = _free(8, "Responses per question and mode in an evaluation.")
-    disable_tqdm: bool | None = _free(
+    save_steps: int = free(500, "Steps between checkpoints; 0: none.")
+    save_total_limit: int | None = free(None, "Keep this many newest checkpoints. Not given: all.")
+    eval_steps: int = free(0, "Steps between evaluations of eval_dataset; 0: none.")
+    eval_num_samples: int = free(8, "Responses per question and mode in an evaluation.")
+    disable_tqdm: bool | None = free(
         None, "Whether to hide the progress bar. Not given: hidden where there is no terminal."
     )
 

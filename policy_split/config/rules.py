@@ -58,6 +58,10 @@ POSITIVE = (lambda x: 0 < x < math.inf, "a finite number above 0")
 NOT_NEGATIVE = (lambda x: 0 <= x < math.inf, "a finite number of at least 0")
 FINITE = (math.isfinite, "a finite number")
 TEXT = (lambda x: isinstance(x, str) and bool(x.strip()), "a text that is not empty")
+NAMES = (
+    lambda x: isinstance(x, (list, tuple)) and bool(x) and all(TEXT[0](name) for name in x),
+    "a list of names that is not empty",
+)
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt")
 
 RULES: dict[str, Rule] = {
@@ -66,6 +70,15 @@ RULES: dict[str, Rule] = {
     "model_dtype": _one_of("float32", "bfloat16", "float16", "auto"),
     "fused_lm_head": BOOLEAN,
     "lm_head_chunk_bytes": _or_none(COUNT),
+    "use_peft": BOOLEAN,
+    "lora_r": COUNT,
+    "lora_alpha": COUNT,
+    "lora_dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "lora_target_modules": _or_none(NAMES),
+    "lora_modules_to_save": _or_none(NAMES),
+    "use_rslora": BOOLEAN,
+    "use_dora": BOOLEAN,
+    "merge_adapter": BOOLEAN,
     "max_steps": (lambda x: x == -1 or COUNT[0](x), "an integer of at least 1, or -1 for num_train_epochs"),
     "packed_batches": _or_none(BOOLEAN),
     "share_prompts": _or_none(BOOLEAN),

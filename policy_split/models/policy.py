@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,21 +17,40 @@ from policy_split.config import PolicySplitConfig
 from policy_split.extras import check_extra
 from policy_split.progress import progress_bars
 
+from .adapters import base_of, load_adapter
 from .batches import FLASH_ATTENTION_ARGUMENTS, Batch, PaddedBatch
 from .lm_head import UnknownHeadError, inner_model, is_patched, patch_lm_head, unpatch_lm_head
 from .packing import packing_fault, sharing_fault
 from .prompt_attention import use_former_attention, use_prompt_attention
 from .shared_prompts import ARGUMENT as SHARED_PROMPTS
-from .source import check_source
+from .source import check_source, is_adapter
 
 
 def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTrainedModel:
-    """The model itself, or that of a name or path in config.model_dtype; ImportError for attention not installed."""
+    """The model itself, or that of a name or path in config.model_dtype; ImportError for attention not installed.
+
+    Of a folder with a LoRA adapter it is a PeftModel over the base that the adapter names.
+    """
     if isinstance(model, nn.Module):
+        if getattr(model, "_hf_peft_config_loaded", False):  # transformers then trains the base and saves the adapter
+            raise ValueError(
+                "the model has an adapter that transformers has put in: make a PeftModel of it, or give the adapter's "
+                "folder by its path"
+            )
         return model
     if not isinstance(model, str):
         raise TypeError(f"model must be a PreTrainedModel or a name or path, got {type(model).__name__}")
     check_source(model)
+    if is_adapter(model):
+        base = base_of(model)
+        try:
+            check_source(base)
+            if is_adapter(base):
+                raise ValueError(f"{base}: a LoRA adapter itself; merge it first with policy-split export --merge")
+        except (OSError, ValueError) as error:
+            raise type(error)(f"{model}: a LoRA adapter whose base cannot be loaded: {error}") from error
+        adapted: PreTrainedModel = load_adapter(load_model(base, config), model)
+        return adapted
     if config.attn_implementation == "flash_attention_2":
         instead = ", or choose attn_implementation='sdpa'"
         check_extra("flash_attn", "attn_implementation='flash_attention_2'", instead)
@@ -38,7 +58,7 @@ def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTr
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             model, dtype=config.model_dtype, attn_implementation=config.attn_implementation
         )
-    return loaded
+    return load_model(loaded, config)
 
 
 def placed(model: PreTrainedModel, device: str) -> PreTrainedModel:
@@ -55,6 +75,8 @@ def load_tokenizer(tokenizer: Any, model: PreTrainedModel | str) -> Any:
     if not isinstance(source, str):
         return source
     check_source(source)
+    if is_adapter(source) and not (Path(source) / "tokenizer_config.json").is_file():
+        return load_tokenizer(None, base_of(source))
     try:
         loaded = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:  # several lines of advice
@@ -103,8 +125,8 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
     # transformers 5 renames the one to the other
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and "lora_dropout" not in path:
             module.p = 0.0
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, float):

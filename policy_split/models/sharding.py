@@ -69,9 +69,8 @@ def sharded_like(tensor: torch.Tensor, like: Any) -> torch.Tensor:
     return distribute_tensor(tensor.to(device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def load_model(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """ValueError if the weights are those of another model."""
-    own = model.state_dict()
+def load_weights(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
+    """Copy a state into the tensors of a `state_dict`; ValueError if the weights are those of another model."""
     shapes = {name: (tuple(value.shape), tuple(own[name].shape)) for name, value in state.items() if name in own}
     wrong = [f"{name} {then} -> {now}" for name, (then, now) in shapes.items() if then != now]
     wrong += [f"{name} is there no more" for name in state.keys() - own.keys()]
@@ -79,7 +78,9 @@ def load_model(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     if wrong:
         said = "; ".join(sorted(wrong)[:3])
         raise ValueError(f"the checkpoint's weights are not those of this model, {len(wrong)} of them differ: {said}")
-    model.load_state_dict({name: sharded_like(value, own.get(name)) for name, value in state.items()})
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(sharded_like(value, own[name]))
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:

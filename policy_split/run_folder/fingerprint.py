@@ -45,7 +45,7 @@ def weights_sum(model: nn.Module, *, trainable: bool) -> str:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What differs between two fingerprints: name -> (before, after), in words that a person can compare."""
-    found = {}
+    found: dict[str, tuple[Any, Any]] = {}
     for part in after:
         if part in before and before[part] != after[part]:
             found |= _of_part(part, before[part], after[part])

@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers.dynamic_module_utils import custom_object_save
 
+from policy_split.models.adapters import describe_adapter, is_adapted
 from policy_split.progress import progress_bars
 from policy_split.storage.whole_folder import ASIDE, sync
 
@@ -73,8 +74,8 @@ def replace_model(new: Path, folder: Path) -> None:
 
 def describe_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """What `from_pretrained` needs besides weights: config, generation config and tokenizer."""
-    if hasattr(model, "peft_config"):
-        model.peft_config[model.active_adapter].save_pretrained(str(folder))
+    if is_adapted(model):
+        describe_adapter(model, folder)
     else:
         model.config.dtype = str(model.dtype).removeprefix("torch.")
         model.config.architectures = [type(model).__name__.removeprefix("FSDP")]

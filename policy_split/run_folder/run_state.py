@@ -8,7 +8,8 @@ from accelerate import Accelerator, DistributedType
 from torch import nn
 from torch.optim import Optimizer
 
-from policy_split.models.sharding import load_model, load_optimizer, whole
+from policy_split.models.adapters import adapter_state, is_adapted
+from policy_split.models.sharding import load_optimizer, load_weights, whole
 from policy_split.storage.state_files import read_state
 
 from .checkpoints import Progress, save_checkpoint
@@ -37,6 +38,7 @@ class RunState:
     ):
         self.accelerator, self.model, self.tokenizer, self.optimizer = accelerator, model, tokenizer, optimizer
         self.schedule, self.progress, self.seed = schedule, progress, seed
+        self.weights = "adapter_model" if is_adapted(model) else "model"  # the name of their file, as others know it
         self.whole = True  # no optimizer step since the last `mark`
         self.saved: int | None = None  # the step whose checkpoint this run has saved or loaded
         optimizer.register_step_post_hook(self._stepped)
@@ -72,7 +74,7 @@ class RunState:
         self.check_supported()
         step = self.finished
         keep = self.accelerator.is_main_process
-        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "progress": self.small}
+        parts = {self.weights: self._weights(), "optimizer": self.optimizer.state_dict(), "progress": self.small}
         parts = {name: whole(state, keep=keep) for name, state in parts.items()}
         describe = partial(describe_model, self.model, self.tokenizer)
         path = save_checkpoint(self.accelerator, folder, step, parts, {"random": self.random}, describe, limit)
@@ -85,7 +87,7 @@ class RunState:
         The random states come back where there are as many processes as then, and otherwise follow from (seed, step,
         process).
         """
-        load_model(self.model, read_state(path, "model"))
+        load_weights(self._weights(), read_state(path, self.weights))
         own = [{name: value for name, value in group.items() if name != "params"} for group in self._groups]
         load_optimizer(self.optimizer, read_state(path, "optimizer"))
         for group, settings in zip(self._groups, own, strict=True):
@@ -102,6 +104,9 @@ class RunState:
             seed_random_states(f"{self.seed}, {self.progress.step}, {rank}")
         self.mark()
         self.saved = self.progress.step
+
+    def _weights(self) -> dict[str, Any]:
+        return adapter_state(self.model) if is_adapted(self.model) else self.model.state_dict()
 
     @property
     def _groups(self) -> list[dict[str, Any]]:

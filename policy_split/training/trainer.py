@@ -13,10 +13,10 @@ regularizer="loss", our own form, the bonus is a differentiable term of the loss
 One step is one rollout and its updates. Nothing is written before the first step has passed without an error.
 """
 
-import copy
 import math
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from policy_split.data.datasets import Data, as_prompts, check_apart, longest_pr
 from policy_split.data.reasoning_gym import own_reward
 from policy_split.evaluation.evaluate import evaluate_policy, plain_text
 from policy_split.evaluation.question_scores import Key
+from policy_split.models.adapters import add_adapter, check_adapter, is_adapted, merged
 from policy_split.models.policy import Policy, check_fit, enable_checkpointing, fuse_lm_head, load_model, load_tokenizer
-from policy_split.models.sharding import gathered, shard_frozen
+from policy_split.models.sharding import gathered
 from policy_split.progress import track
 from policy_split.rewards.functions import as_reward_functions, check_columns, reward_name
 from policy_split.rollouts.metrics import Sums, add_sums, means, rollout_sums, sum_and_count
@@ -38,12 +39,10 @@ from policy_split.rollouts.rollout import (
     SINGLE_BLOCKS,
     Rollout,
     make_rollout,
-    micro_batches,
     optimizer_batches,
-    score,
     score_rollout,
 )
-from policy_split.rollouts.sampling import seed_of
+from policy_split.rollouts.sampling import seed_of, seeded
 from policy_split.run_folder.checkpoints import Progress
 from policy_split.run_folder.fingerprint import fingerprint, weights_sum
 from policy_split.run_folder.launch import make_accelerator, make_optimizer
@@ -55,6 +54,7 @@ from policy_split.run_folder.runlog import shows_samples
 from .baseline_step import BaselineTokens
 from .dual_step import DualTokens
 from .first_pass import FirstPass, scores_with_update
+from .reference import frozen_copy, frozen_reference, reference_logprobs
 from .run import Run
 from .scoring import ScorePlan, first_batches, plan_scores
 from .update import PolicyUpdate
@@ -109,22 +109,23 @@ class PolicySplitTrainer:
                 longest = max(longest, longest_prompt(self.tokenizer, dataset, config, name))
         bare = load_model(model, config)
         check_fit(bare, self.tokenizer, longest, config.max_completion_length)
+        if config.use_peft:
+            bare = add_adapter(bare, config)
+        if is_adapted(bare):
+            check_adapter(bare)
+        elif config.merge_adapter:
+            raise ValueError("merge_adapter=True needs a model with an adapter: use_peft=True makes one")
         self._prepare(bare, ref_model)
 
     def _prepare(self, bare: PreTrainedModel, ref_model: PreTrainedModel | str | None) -> None:
         config = self.config
-        self.reference, self.frozen = None, None
-        if config.beta > 0:
-            frozen = copy.deepcopy(bare) if ref_model is None else load_model(ref_model, config)
-            frozen.requires_grad_(False).eval()
+        reference = None
+        # what no checkpoint holds: a resumed run has to bring it
+        self.frozen = weights_sum(bare, trainable=False) if is_adapted(bare) else None
+        if config.beta > 0 and not (config.use_peft and ref_model is None):
+            frozen = frozen_copy(bare, ref_model, config)
             self.frozen = weights_sum(frozen, trainable=True)
-            fused = fuse_lm_head(frozen, config)
-            if self.accelerator.is_fsdp2:
-                wrapped = shard_frozen(self.accelerator, frozen)
-            else:
-                wrapped = self.accelerator.prepare_model(frozen, evaluation_mode=True)
-            options = (fused, config.lm_head_chunk_bytes, config.packed_batches, config.share_prompts)
-            self.reference = Policy(wrapped, self.tokenizer, frozen, *options)
+            reference = frozen_reference(self.accelerator, frozen, self.tokenizer, config)
         fused = fuse_lm_head(bare, config)
         if config.gradient_checkpointing:
             enable_checkpointing(bare)
@@ -133,6 +134,7 @@ class PolicySplitTrainer:
         unwrapped = self.accelerator.unwrap_model(self.model)
         options = (fused, config.lm_head_chunk_bytes, config.packed_batches, config.share_prompts)
         self.policy = Policy(self.model, self.tokenizer, unwrapped, *options)
+        self.reference = self.policy if config.beta > 0 and reference is None else reference  # without its adapter
         # stepped once per step and in every process alike: not through accelerate, which steps it once per process
         self.schedule = get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, self.max_steps)
         self.progress = Progress()
@@ -181,8 +183,7 @@ class PolicySplitTrainer:
         score_rollout(self.policy, rollout, config, plan.before)
         ref_logprobs = None
         if self.reference is not None:
-            scored = micro_batches(rollout, range(len(rollout.mode)), config)
-            ref_logprobs = score(self.reference, rollout, scored, config.temperature).logprobs
+            ref_logprobs = reference_logprobs(self.reference, self.policy, rollout, config)
         self._adapt_entropy(rollout)
         tokens.fill(plan.measured if plan.together else [*plan.live, *plan.measured])
         first = None
@@ -191,10 +192,16 @@ class PolicySplitTrainer:
             first = FirstPass(rollout, cut_to, tokens.advantages_of)
         learning_rate = self.schedule.get_last_lr()[0]
         sums: Sums = {}
-        for number, rows in enumerate(track(batches * config.num_iterations, "optimizer steps", "step")):
-            old_logprobs = None if number == 0 else rollout.logprobs
-            arguments = (tokens.advantages, old_logprobs, ref_logprobs, tokens.chosen, first if number == 0 else None)
-            sums = add_sums(sums, self.update.step(rollout, rows, *arguments))
+        with self._dropout_seed():
+            for number, rows in enumerate(track(batches * config.num_iterations, "optimizer steps", "step")):
+                begins = number == 0
+                arguments = (
+                    None if begins else rollout.logprobs,
+                    ref_logprobs,
+                    tokens.chosen,
+                    first if begins else None,
+                )
+                sums = add_sums(sums, self.update.step(rollout, rows, tokens.advantages, *arguments))
         sums |= rollout_sums(rollout) | tokens.sums()
         sums["score_with_update"] = sum_and_count(torch.tensor(float(plan.together), device=self.policy.device))
         with warnings.catch_warnings():  # torch's, if the very first optimizer step was skipped
@@ -208,6 +215,13 @@ class PolicySplitTrainer:
         metrics |= means(sums, self.accelerator)
         metrics |= {"learning_rate": learning_rate, "num_tokens": self.progress.num_tokens}
         return metrics | {"step_time": time.perf_counter() - started}, rollout
+
+    def _dropout_seed(self) -> AbstractContextManager[None]:
+        """The only draws of an update: a function of (seed, step, process), as all others."""
+        if not self.config.lora_dropout:
+            return nullcontext()
+        seed = seed_of(self.config.seed, "dropout", self.progress.step, self.accelerator.process_index)
+        return seeded(seed, self.policy.device)
 
     def sample(self) -> Rollout:
         """This process's share of the step's questions, answered: a function of (weights, seed, step, process)."""
@@ -269,5 +283,10 @@ class PolicySplitTrainer:
             return evaluate_policy(self.policy, dataset, self.rewards, self.config, count, **options)
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Model and tokenizer in Hugging Face's format, by default in config.output_dir."""
-        save_pretrained(self.accelerator, self.model, self.tokenizer, Path(output_dir or self.output_dir))
+        """Model and tokenizer in Hugging Face's format, by default in config.output_dir.
+
+        Of a model with an adapter the adapter alone, with config.merge_adapter a whole model.
+        """
+        folder = Path(output_dir or self.output_dir)
+        model = merged(self.policy.bare) if self.config.merge_adapter else self.model
+        save_pretrained(self.accelerator, model, self.tokenizer, folder)

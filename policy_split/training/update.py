@@ -18,6 +18,7 @@ from policy_split.config import PolicySplitConfig
 from policy_split.losses.dual_mode import DualModeLossOutput, dual_mode_loss
 from policy_split.losses.linear import linear_dual_mode_loss
 from policy_split.losses.weights import token_weights
+from policy_split.models.adapters import set_adapter_dropout
 from policy_split.models.batches import Batch
 from policy_split.models.policy import Policy
 from policy_split.modes import MODE_NAMES, MODES
@@ -67,6 +68,8 @@ class PolicyUpdate:
         else:
             batches = first.batches
         self.policy.model.train(self.config.gradient_checkpointing)
+        if self.config.lora_dropout:
+            set_adapter_dropout(self.policy.bare, True)
         for number, micro_batch in enumerate(track(batches, "update"), 1):
             # FSDP2 sends the gradient of every micro-batch: to keep it until the last takes the memory of a whole model
             last = number == len(batches)
