@@ -1,5 +1,6 @@
 """The run's folder before a run: what an earlier one has left in it, and whether it can be written."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ TRACKER = "policy-split"  # tensorboard's folder
 ROWS = (METRICS, COMPLETIONS, SAMPLES)
 # what else a run or a command writes there; TASK_FILES are those of the built-in task
 TASK_FILES = ("before.json", "countdown.json", "results.json", "table.md")
+TRIES = 100  # of processes that check the same folder at once
 FILES = (CONFIG, "config-*.yaml", ENVIRONMENT, EVALUATION, FINGERPRINT, *TASK_FILES)
 
 
@@ -38,15 +40,12 @@ def check_writable(folder: Path) -> None:
     """OSError that says where nothing can be written; a folder that had to be made for that is removed again."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for each in (folder, folder / CHECKPOINTS):
-            if each.is_dir():
-                with tempfile.NamedTemporaryFile(dir=each, prefix="unfinished-") as file:
-                    file.write(b"\n")
-                    file.flush()
-        for name in ROWS:
-            if (folder / name).exists():
-                open(folder / name, "ab").close()
+        for left in reversed(range(TRIES)):
+            try:
+                return _write_in(folder)
+            except FileNotFoundError:  # perhaps another process of the run has just removed what it had made
+                if not left:
+                    raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(
@@ -54,8 +53,20 @@ def check_writable(folder: Path) -> None:
         ) from error
     finally:
         for path in missing:
-            if path.is_dir() and not any(path.iterdir()):
+            with contextlib.suppress(OSError):  # not there, or another process is writing in it
                 path.rmdir()
+
+
+def _write_in(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in (folder, folder / CHECKPOINTS):
+        if each.is_dir():
+            with tempfile.NamedTemporaryFile(dir=each, prefix="unfinished-") as file:
+                file.write(b"\n")
+                file.flush()
+    for name in ROWS:
+        if (folder / name).exists():
+            open(folder / name, "ab").close()
 
 
 def earlier_run(folder: Path) -> list[Path]:

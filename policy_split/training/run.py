@@ -66,6 +66,7 @@ class Run:
         """What can be known before anything is sampled."""
         config = self.config
         check_output_dir(self.trainer.output_dir, resume=resume, overwrite=config.overwrite_output_dir)
+        self.accelerator.wait_for_everyone()  # the others still make and remove the folder
         if config.save_steps:
             self.state.check_supported()
         if config.reward_timeout is not None:

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny
@@ -108,6 +109,13 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_is_sampled(unw
     monkeypatch.setattr(trainer, "step", lambda: pytest.fail("sampled"))
     with pytest.raises(OSError, match=r"output_dir='.*' (cannot be written \(.+\); choose another|is a file)"):
         trainer.train()
+
+
+def test_processes_that_check_the_same_folder_do_not_disturb_each_other(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        checks = [pool.submit(check_output_dir, tmp_path / "a/b", resume=False, overwrite=False) for _ in range(400)]
+    assert [check.result() for check in checks] == [None] * 400
+    assert files(tmp_path) == []
 
 
 def test_a_failed_check_leaves_no_folder_behind(tmp_path, monkeypatch):
