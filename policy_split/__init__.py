@@ -9,7 +9,7 @@ from policy_split.losses.filtering import sampling_mask
 from policy_split.losses.linear import linear_dual_mode_loss
 from policy_split.losses.weights import token_weights
 from policy_split_kernels.backends import get_backend, set_backend
-from policy_split_kernels.divergence import ModeDivergence, mode_divergence
+from policy_split_kernels.divergence import ModeDivergence, jensen_shannon_divergence, mode_divergence
 from policy_split_kernels.linear import TokenLossOutput, linear_logprobs_and_entropy, linear_token_loss
 from policy_split_kernels.logprobs import LogprobsAndEntropy, logprobs_and_entropy
 
@@ -40,6 +40,7 @@ __all__ = [
     "dual_mode_loss",
     "evaluate_modes",
     "get_backend",
+    "jensen_shannon_divergence",
     "linear_dual_mode_loss",
     "linear_logprobs_and_entropy",
     "linear_token_loss",

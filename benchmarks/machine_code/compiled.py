@@ -29,7 +29,10 @@ MODULES = {
     "scale_rows_kernel": gpu_logits,
     "divergence_kernel": gpu_divergence,
     "divergence_gradient_kernel": gpu_divergence,
+    "jensen_shannon_kernel": gpu_divergence,
+    "jensen_shannon_gradient_kernel": gpu_divergence,
 }  # of each kernel
+MIXTURE = ("jensen_shannon", "jensen_shannon_gradient")  # bound by their instructions: three of them are transcendental
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -110,10 +113,16 @@ def call(name, logits, form="full", *, shift=0, value=1.0):
     elif name == "divergence_gradient":
         wanted = (torch.empty_like(logits), optional(torch.empty_like(logits)))
         gpu_divergence.divergence_gradient(*pair, *(vector() for _ in range(12)), *wanted)
+    elif name == "jensen_shannon":
+        gpu_divergence.jensen_shannon(*pair, 0.5 * value)
+    elif name == "jensen_shannon_gradient":
+        wanted = (torch.empty_like(logits), optional(torch.empty_like(logits)))
+        gpu_divergence.jensen_shannon_gradient(*pair, 0.5 * value, *(vector() for _ in range(7)), *wanted)
     else:
         gpu_logits.dual_mode_loss(
             *common, vector(), *(optional(vector()) for _ in range(3)), *(vector() for _ in range(3)),
-            "cispo" if form == "cispo" else "clip", 0.2 * value, 0.28 * value, optional(3.0 * value), 2.0 * value,
+            form if form in ("cispo", "sapo") else "clip", 0.2 * value, 0.28 * value, optional(3.0 * value),
+            2.0 * value, (1.0 * value, 1.05 * value), form == "sapo", optional(10.0 * value),
             None if name == "loss_forward" else torch.empty_like(logits),
         )  # fmt: skip
 
@@ -130,7 +139,9 @@ def jobs():
     yield from (
         (name, "bfloat16", 151936, form) for name in ("statistics", "gradient", "loss") for form in ("capped", "kept")
     )
-    yield "loss", "bfloat16", 151936, "cispo"
+    yield from (("loss", "bfloat16", 151936, form) for form in ("cispo", "sapo"))
+    yield from ((name, dtype, 151936, "full") for name in MIXTURE for dtype in DTYPES)
+    yield from ((name, "bfloat16", vocabulary, "full") for name in MIXTURE for vocabulary in (512, 8192))
     yield "loss", "bfloat16", 2053, "full"  # rows that no 16-byte load can take: the check must notice
 
 

@@ -2,6 +2,7 @@
 #include "divergence.h"
 
 #include "matrix.h"
+#include "mixture.h"
 
 namespace policy_split {
 namespace {
@@ -61,6 +62,39 @@ void gradient(const PsMatrix& of_a, const PsMatrix& of_b, const PsDivergence& fr
   });
 }
 
+template <typename Row>
+void mixture(const PsMatrix& of_a, const PsMatrix& of_b, const PsMixture& out) {
+  using Real = typename Row::Real;
+  const Matrix<Row> a{of_a}, b{of_b};
+  a.for_each_row([&](int64_t n) {
+    RowMixture row = {};
+    if (!a.ignored(n)) row = row_mixture(a.row(n), b.row(n), of_a.vocabulary, a.inverse_temperature(n), out.beta);
+    put<Real>(out.divergence, n, (1 - out.beta) * row.kl_a + out.beta * row.kl_b);
+    put<Real>(out.kl_a, n, row.kl_a);
+    put<Real>(out.kl_b, n, row.kl_b);
+    put<Real>(out.max_a, n, row.a.max);
+    put<Real>(out.log_sum_a, n, row.a.log_sum);
+    put<Real>(out.max_b, n, row.b.max);
+    put<Real>(out.log_sum_b, n, row.b.log_sum);
+  });
+}
+
+template <typename Row>
+void mixture_gradient(const PsMatrix& of_a, const PsMatrix& of_b, const PsMixture& from, const void* upstream) {
+  using Real = typename Row::Real;
+  const Matrix<Row> a{of_a}, b{of_b};
+  a.prepare_gradient();
+  b.prepare_gradient();
+  a.for_each_row([&](int64_t n) {
+    if (a.ignored(n) || get<Real>(upstream, n) == 0) return a.zero_gradient(n), b.zero_gradient(n);
+    const RowStatistics row_a = {get<Real>(from.max_a, n), 0, 0, get<Real>(from.log_sum_a, n)};
+    const RowStatistics row_b = {get<Real>(from.max_b, n), 0, 0, get<Real>(from.log_sum_b, n)};
+    row_mixture_gradient(a.row(n), b.row(n), of_a.grad_logits ? a.grad(n) : nullptr,
+                         of_b.grad_logits ? b.grad(n) : nullptr, of_a.vocabulary, a.inverse_temperature(n), from.beta,
+                         {get<Real>(from.kl_a, n), get<Real>(from.kl_b, n), row_a, row_b}, get<Real>(upstream, n));
+  });
+}
+
 }  // namespace
 }  // namespace policy_split
 
@@ -72,4 +106,12 @@ void ps_divergence(const PsMatrix* a, const PsMatrix* b, const PsDivergence* out
 
 void ps_divergence_gradient(const PsMatrix* a, const PsMatrix* b, const PsDivergence* from, const PsPairUpstream* up) {
   by_dtype(*a, [&](auto element) { return gradient<PlainRow<decltype(element)>>(*a, *b, *from, *up), 0; });
+}
+
+void ps_jensen_shannon(const PsMatrix* a, const PsMatrix* b, const PsMixture* out) {
+  by_dtype(*a, [&](auto element) { return mixture<PlainRow<decltype(element)>>(*a, *b, *out), 0; });
+}
+
+void ps_jensen_shannon_gradient(const PsMatrix* a, const PsMatrix* b, const PsMixture* from, const void* upstream) {
+  by_dtype(*a, [&](auto element) { return mixture_gradient<PlainRow<decltype(element)>>(*a, *b, *from, upstream), 0; });
 }

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#define PS_INTERFACE_VERSION 3
+#define PS_INTERFACE_VERSION 4
 
 #define PS_PUBLIC __attribute__((visibility("default")))
 
@@ -39,8 +39,8 @@ struct PsStatistics {
 struct PsLoss {
   const void *advantages, *old_logprobs, *ref_logprobs, *sampler_logprobs;  // the last three may be null
   const void *weights, *entropy_coef, *kl_coef;
-  int64_t surrogate;                                    // position in contract.SURROGATES
-  double clip_low, clip_high, clip_delta, sampler_cap;  // clip_delta: NaN for none
+  int64_t surrogate, kl_weighted;  // position in contract.SURROGATES; 0 or 1
+  double clip_low, clip_high, clip_delta, sampler_cap, sapo_positive, sapo_negative, kl_cap;  // NaN: no delta, no cap
   void *losses, *kl;
   uint8_t* clipped;
   void *grad_logprobs, *grad_entropy;
@@ -55,6 +55,12 @@ struct PsPairUpstream {
   const void *kl_ab, *kl_ba, *entropy_a, *entropy_b;
 };
 
+// (N,) each; beta is above 0 and below 1.
+struct PsMixture {
+  double beta;
+  void *divergence, *kl_a, *kl_b, *max_a, *log_sum_a, *max_b, *log_sum_b;
+};
+
 // Both return the first row whose target lies outside the vocabulary, before anything is written, or -1.
 PS_PUBLIC int64_t ps_logprobs_entropy(const PsMatrix* matrix, const PsStatistics* out);
 PS_PUBLIC int64_t ps_dual_mode_loss(const PsMatrix* matrix, const PsStatistics* out, const PsLoss* loss);
@@ -67,6 +73,11 @@ PS_PUBLIC int64_t ps_logprobs_entropy_gradient(const PsMatrix* matrix, const PsS
 PS_PUBLIC void ps_divergence(const PsMatrix* a, const PsMatrix* b, const PsDivergence* out);
 PS_PUBLIC void ps_divergence_gradient(const PsMatrix* a, const PsMatrix* b, const PsDivergence* from,
                                       const PsPairUpstream* upstream);
+
+// The same for the generalised Jensen-Shannon divergence; rows whose upstream gradient is 0 are not read.
+PS_PUBLIC void ps_jensen_shannon(const PsMatrix* a, const PsMatrix* b, const PsMixture* out);
+PS_PUBLIC void ps_jensen_shannon_gradient(const PsMatrix* a, const PsMatrix* b, const PsMixture* from,
+                                          const void* upstream);
 
 // grad_logits *= scale, row by row, in place.
 PS_PUBLIC void ps_scale_rows(const PsMatrix* matrix, const void* scale);

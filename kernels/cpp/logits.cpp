@@ -66,7 +66,8 @@ TokenLoss token(const PsLoss& loss, int64_t n, const RowStatistics& row) {
                     {get<Real>(loss.advantages, n), get<Real>(loss.weights, n), get<Real>(loss.entropy_coef, n),
                      get<Real>(loss.kl_coef, n), optional(0, loss.old_logprobs), optional(1, loss.ref_logprobs),
                      optional(2, loss.sampler_logprobs)},
-                    {Surrogate(loss.surrogate), loss.clip_low, loss.clip_high, loss.clip_delta, loss.sampler_cap});
+                    {Surrogate(loss.surrogate), loss.clip_low, loss.clip_high, loss.clip_delta, loss.sampler_cap,
+                     loss.sapo_positive, loss.sapo_negative, loss.kl_weighted != 0, loss.kl_cap});
 }
 
 template <typename Row>

@@ -1,4 +1,4 @@
-// Vectors of the widest size this build has, and the one transcendental function that the kernels need.
+// Vectors of the widest size this build has, and the transcendental functions that the kernels need.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ template <>
 struct VectorOf<float> {
   typedef float Vector __attribute__((vector_size(PS_VECTOR_BYTES)));
   typedef int32_t Bits __attribute__((vector_size(PS_VECTOR_BYTES)));
-  static constexpr int mantissa_bits = 23, series_terms = 8;
+  static constexpr int mantissa_bits = 23, series_terms = 8, log_terms = 4;
   static constexpr int32_t exponent_bias = 127;
   static constexpr float round_magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
 };
@@ -34,7 +34,7 @@ template <>
 struct VectorOf<double> {
   typedef double Vector __attribute__((vector_size(PS_VECTOR_BYTES)));
   typedef int64_t Bits __attribute__((vector_size(PS_VECTOR_BYTES)));
-  static constexpr int mantissa_bits = 52, series_terms = 13;
+  static constexpr int mantissa_bits = 52, series_terms = 13, log_terms = 10;
   static constexpr int64_t exponent_bias = 1023;
   static constexpr double round_magic = 6755399441055744.0;  // 1.5 * 2^52
 };
@@ -156,6 +156,21 @@ inline Vector<Real> exp2_clamped(Vector<Real> d) {
   const Vector<Real> shifted = d + Traits::round_magic;
   const Vector<Real> mantissa = exp2_fraction(d - (shifted - Traits::round_magic));
   return from_bits<Real>(bits_of<Real>(mantissa) + (bits_of<Real>(shifted) << Traits::mantissa_bits));
+}
+
+// log w for normal w > 0, with w - 1 as exactly as the caller knows it: no digits are lost near 1.
+// 2 artanh(s) by its series, s = f / (f + 2), w = 2^n * (1 + f) with 1 + f between the roots of 1/2 and of 2.
+template <typename Real>
+inline Vector<Real> log_vector(Vector<Real> w, Vector<Real> w_m1) {
+  using Traits = VectorOf<Real>;
+  using Bits = typename Traits::Bits;
+  const Bits bits = bits_of<Real>(w),
+             n = (bits - bits_of<Real>(splat<Real>(Real(0.7071067811865475)))) >> Traits::mantissa_bits;
+  const Vector<Real> f = n == 0 ? w_m1 : from_bits<Real>(bits - (n << Traits::mantissa_bits)) - Real(1);
+  const Vector<Real> s = f / (f + Real(2)), z = s * s;
+  Vector<Real> series = splat<Real>(Real(1.0 / (2 * Traits::log_terms + 1)));
+  for (int k = Traits::log_terms - 1; k >= 0; --k) series = series * z + Real(1.0 / (2 * k + 1));
+  return __builtin_convertvector(n, Vector<Real>) * Real(0.693147180559945309417) + Real(2) * s * series;
 }
 
 // tanh t = -m / (m + 2) with m = e^(-2|t|) - 1 = 2^n * (2^f - 1) + (2^n - 1): no digits are lost near 0.

@@ -31,6 +31,11 @@ def divergence_rows(logits_a: Tensor, logits_b: Tensor, *arguments: Any) -> tupl
     return _rows(ops.divergence, _divergence, (logits_a, logits_b), *arguments)
 
 
+def mixture_rows(logits_a: Tensor, logits_b: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """The seven vectors of `contract.MixtureRows`; the first one is differentiable in both logits."""
+    return _rows(ops.jensen_shannon, _mixture, (logits_a, logits_b), *arguments)
+
+
 def loss_rows(logits: Tensor, *arguments: Any, inplace_gradient: bool = False) -> tuple[Tensor, ...]:
     """The first five vectors of `contract.LossRows`; losses are differentiable in logits, the rest is detached."""
     if logits.requires_grad and torch.is_grad_enabled():
@@ -96,6 +101,31 @@ class _Divergence(torch.autograd.Function):
 
 _divergence: Function = _Divergence.apply
 ops.differentiable(ops.divergence, _divergence, 2)
+
+
+class _Mixture(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        ctx.set_materialize_grads(False)
+        *tensors, ctx.beta = inputs
+        rows = ops.call(ops.jensen_shannon, *inputs)
+        ctx.mark_non_differentiable(*rows[1:])
+        ctx.save_for_backward(*tensors, *rows[1:])
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> Any:
+        wants = ctx.needs_input_grad[:2]
+        if upstream is None:
+            return (None,) * 5
+        _refuse_second_derivative()
+        tensors, rows = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        grads = ops.call(ops.jensen_shannon_gradient, *tensors, ctx.beta, *rows, upstream.contiguous(), *wants)
+        return *(grad if wanted else None for grad, wanted in zip(grads, wants, strict=True)), None, None, None
+
+
+_mixture: Function = _Mixture.apply
+ops.differentiable(ops.jensen_shannon, _mixture, 2)
 
 
 class _Loss(torch.autograd.Function):

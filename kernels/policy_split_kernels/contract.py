@@ -24,7 +24,7 @@ from torch import Tensor
 
 IGNORE_INDEX = -100
 ELSEWHERE = torch.iinfo(torch.int64).min
-SURROGATES = ("clip", "cispo")  # of the policy gradient: what a kernel is told is the position in this list
+SURROGATES = ("clip", "cispo", "sapo")  # of the policy gradient: what a kernel is told is the position in this list
 
 
 class RowStatistics(NamedTuple):
@@ -49,13 +49,16 @@ class LossArguments(NamedTuple):
     clip_high: float
     clip_delta: float | None
     sampler_cap: float
+    sapo_temperature: Sequence[float]  # of rows whose advantage is above 0, and of the others
+    use_bias_correction_kl: bool
+    kl_cap: float | None
 
 
 class LossRows(NamedTuple):
     losses: Tensor  # (N,) weighted loss of each row
     logprobs: Tensor  # (N,)
     entropy: Tensor  # (N,)
-    kl: Tensor  # (N,) k3 estimate against the reference policy, 0 without one
+    kl: Tensor  # (N,) estimate of the KL from the reference policy, 0 without one
     clipped: Tensor  # (N,) bool: the ratio is beyond the bound to which the advantage pushes it, and the clip acted
     row_max: Tensor  # (N,)
     log_sum: Tensor  # (N,)
@@ -68,6 +71,16 @@ class DivergenceRows(NamedTuple):
     kl_ba: Tensor  # (N,)
     entropy_a: Tensor  # (N,) nats
     entropy_b: Tensor  # (N,)
+    max_a: Tensor  # (N,) as row_max and log_sum of RowStatistics
+    log_sum_a: Tensor  # (N,)
+    max_b: Tensor  # (N,)
+    log_sum_b: Tensor  # (N,)
+
+
+class MixtureRows(NamedTuple):
+    divergence: Tensor  # (N,) (1 - beta) * kl_a + beta * kl_b, nats
+    kl_a: Tensor  # (N,) of a row of a from the mixture (1 - beta) * p_a + beta * p_b
+    kl_b: Tensor  # (N,)
     max_a: Tensor  # (N,) as row_max and log_sum of RowStatistics
     log_sum_a: Tensor  # (N,)
     max_b: Tensor  # (N,)

@@ -23,13 +23,18 @@ _GRADIENT = "Tensor row_max, Tensor log_sum, Tensor entropy, Tensor grad_logprob
 _LOSS = (
     "Tensor advantages, Tensor? old_logprobs, Tensor? ref_logprobs, Tensor? sampler_logprobs, Tensor weights, "
     "Tensor entropy_coef, Tensor kl_coef, str surrogate, float clip_low, float clip_high, float? clip_delta, "
-    "float sampler_cap"
+    "float sampler_cap, float[] sapo_temperature, bool use_bias_correction_kl, float? kl_cap"
 )
 _PAIR = "Tensor logits_b, Tensor inverse_temperature, Tensor? mask"
 _PAIR_GRADIENT = (
     "Tensor kl_ab, Tensor kl_ba, Tensor entropy_a, Tensor entropy_b, Tensor max_a, Tensor log_sum_a, Tensor max_b, "
     "Tensor log_sum_b, Tensor grad_kl_ab, Tensor grad_kl_ba, Tensor grad_entropy_a, Tensor grad_entropy_b, "
     "bool wants_a, bool wants_b"
+)
+_MIXTURE = f"{_PAIR}, float beta"
+_MIXTURE_GRADIENT = (
+    "Tensor kl_a, Tensor kl_b, Tensor max_a, Tensor log_sum_a, Tensor max_b, Tensor log_sum_b, "
+    "Tensor grad_divergence, bool wants_a, bool wants_b"
 )
 _LOGITS, _LOGITS_WRITTEN = "Tensor logits", "Tensor(a!) logits"
 
@@ -139,9 +144,24 @@ def divergence(logits_a: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 @_op("divergence_gradient", "Tensor logits_a", _PAIR, _PAIR_GRADIENT, returns=2)
 def divergence_gradient(logits_a: Tensor, logits_b: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """Of what is not wanted, an empty tensor."""
+    return _gradients_of_pair("divergence_gradient", logits_a, logits_b, *arguments)
+
+
+@_op("jensen_shannon", "Tensor logits_a", _MIXTURE, returns=7)
+def jensen_shannon(logits_a: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(cells(logits_a.device, "divergence").jensen_shannon(logits_a, *arguments))
+
+
+@_op("jensen_shannon_gradient", "Tensor logits_a", _MIXTURE, _MIXTURE_GRADIENT, returns=2)
+def jensen_shannon_gradient(logits_a: Tensor, logits_b: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """Of what is not wanted, an empty tensor."""
+    return _gradients_of_pair("jensen_shannon_gradient", logits_a, logits_b, *arguments)
+
+
+def _gradients_of_pair(cell: str, logits_a: Tensor, logits_b: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *rows, wants_a, wants_b = arguments
     wanted = [empty_like_dense(x) if wants else None for x, wants in ((logits_a, wants_a), (logits_b, wants_b))]
-    cells(logits_a.device, "divergence").divergence_gradient(logits_a, logits_b, *rows, *wanted)
+    getattr(cells(logits_a.device, "divergence"), cell)(logits_a, logits_b, *rows, *wanted)
     return tuple(logits_a.new_empty((0,)) if x is None else x for x in wanted)
 
 
@@ -160,6 +180,11 @@ def _loss_rows(logits: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return (*_row_vectors(logits, 4), clipped, *_row_vectors(logits, 4))
 
 
+def _fake_gradients_of_pair(logits_a: Tensor, logits_b: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    pair = zip((logits_a, logits_b), arguments[-2:], strict=True)
+    return tuple(_dense_like(x) if wants else x.new_empty((0,)) for x, wants in pair)
+
+
 _fake(logprobs_entropy, lambda logits, *_: _row_vectors(logits, 4))
 _fake(logprobs_entropy_gradient, lambda logits, *_: _dense_like(logits))
 _fake(logprobs_entropy_gradient_, lambda *_: None)
@@ -167,11 +192,7 @@ _fake(dual_mode_loss, _loss_rows)
 _fake(dual_mode_loss_with_gradient, lambda logits, *_: (*_loss_rows(logits), _dense_like(logits)))
 _fake(dual_mode_loss_with_gradient_, _loss_rows)
 _fake(divergence, lambda logits_a, *_: _row_vectors(logits_a, 8))
-_fake(
-    divergence_gradient,
-    lambda logits_a, logits_b, *arguments: tuple(
-        _dense_like(x) if wants else x.new_empty((0,))
-        for x, wants in zip((logits_a, logits_b), arguments[-2:], strict=True)
-    ),
-)
+_fake(divergence_gradient, _fake_gradients_of_pair)
+_fake(jensen_shannon, lambda logits_a, *_: _row_vectors(logits_a, 7))
+_fake(jensen_shannon_gradient, _fake_gradients_of_pair)
 _fake(scale_rows_, lambda *_: None)

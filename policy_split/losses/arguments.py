@@ -6,31 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from policy_split_kernels.contract import SURROGATES, LossArguments, statistics_dtype, valid_rows
+from policy_split_kernels.contract import LossArguments, statistics_dtype, valid_rows
 from policy_split_kernels.rows import constant, float_vector, mean_weights, rows_lie_apart, token_vector
 from policy_split_kernels.watchers import can_ask
 
+from .terms import PolicyTerms
 from .weights import token_weights
-
-RATIO_LEVELS = ("token", "sequence")
-
-
-def check_settings(
-    surrogate: str, ratio_level: str, clip_low: float, clip_high: float, clip_delta: float | None, sampler_cap: float
-) -> None:
-    for name, value, allowed in (("surrogate", surrogate, SURROGATES), ("ratio_level", ratio_level, RATIO_LEVELS)):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    if surrogate == "cispo" and (ratio_level != "token" or clip_delta is not None):
-        raise ValueError("surrogate='cispo' weighs each token by its own clipped ratio: no sequence, no clip_delta")
-    if not sampler_cap > 0:
-        raise ValueError(f"sampler_cap must be above 0, got {sampler_cap}")
-    if not 0 <= clip_low <= 1:
-        raise ValueError(f"clip_low must be between 0 and 1, got {clip_low}")
-    if not (clip_high >= 0 and math.isfinite(clip_high)):
-        raise ValueError(f"clip_high must be finite and >= 0, got {clip_high}")
-    if clip_delta is not None and not clip_delta > 1 + clip_high:
-        raise ValueError(f"clip_delta must be above 1 + clip_high = {1 + clip_high}, got {clip_delta}")
 
 
 def check_inplace(logits: Tensor, ratio_level: str, process_group: object) -> None:
@@ -94,20 +75,18 @@ def loss_rows(
     max_completion_length: int | None,
     entropy_coef: Sequence[float],
     kl_coef: Sequence[float],
-    surrogate: str,
-    clip_low: float,
-    clip_high: float,
-    clip_delta: float | None,
-    sampler_cap: float,
+    terms: PolicyTerms,
 ) -> LossArguments:
     """What a caller has (...) as rows (N,)."""
     if weights is not None and loss_type is not None:
         raise ValueError("weights and loss_type are two answers to one question; give one of them")
     dtype = statistics_dtype(logits.dtype)
-    if weights is None:
-        row_weights = normaliser(targets, mask, logits, loss_type, max_completion_length)
-    else:
+    if weights is not None:
         row_weights = token_vector("weights", weights, logits, dtype)
+    elif loss_type is None and terms.reduction == "none":
+        row_weights = torch.ones(targets.shape, dtype=dtype, device=logits.device)
+    else:
+        row_weights = normaliser(targets, mask, logits, loss_type, max_completion_length)
     entropy_rows, kl_rows = coefficients(mode, logits, entropy_coef=entropy_coef, kl_coef=kl_coef)
     return LossArguments(
         token_vector("advantages", advantages, logits, dtype),
@@ -117,11 +96,7 @@ def loss_rows(
         row_weights,
         entropy_rows,
         kl_rows,
-        surrogate,
-        float(clip_low),
-        float(clip_high),
-        None if clip_delta is None else float(clip_delta),
-        float(sampler_cap),
+        *terms.numbers(),
     )
 
 

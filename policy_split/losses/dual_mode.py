@@ -19,16 +19,17 @@ from policy_split_kernels.rows import (
 from policy_split_kernels.vector_loss import vector_loss_rows
 from policy_split_kernels.vocab_parallel import statistics_of_rows
 
-from .arguments import check_inplace, check_settings, loss_rows, number_of_modes
+from .arguments import check_inplace, loss_rows, number_of_modes
+from .terms import PolicyTerms, check_terms
 
 
 class DualModeLossOutput(NamedTuple):
-    """What a loss says: `loss`, a differentiable scalar; per token `(...)`, detached, what a log wants; in nats."""
+    """What a loss says: `loss`, differentiable; per token `(...)`, detached, what a log wants; in nats."""
 
-    loss: Tensor  # scalar, differentiable
+    loss: Tensor  # scalar, or (...) with reduction="none"; differentiable
     logprobs: Tensor  # (...) detached, nats
     entropy: Tensor  # (...) detached, nats
-    kl: Tensor  # (...) detached k3 estimate against the reference policy, nats
+    kl: Tensor  # (...) detached, the estimate of the KL from the reference policy that the loss contains, nats
     clipped: Tensor  # (...) bool: the ratio is beyond the bound to which the advantage pushes it, and the clip acted
 
 
@@ -56,6 +57,12 @@ def dual_mode_loss(
     clip_high: float = 0.2,
     clip_delta: float | None = None,
     sampler_cap: float = 2.0,
+    sapo_temperature: Sequence[float] = (1.0, 1.05),
+    vespo_k: Sequence[float] = (2.0, 3.0),
+    vespo_lambda: Sequence[float] = (3.0, 2.0),
+    use_bias_correction_kl: bool = False,
+    kl_cap: float | None = None,
+    reduction: str = "sum",
     inplace_gradient: bool = False,
     process_group: "dist.ProcessGroup | None" = None,
 ) -> DualModeLossOutput:
@@ -78,6 +85,14 @@ def dual_mode_loss(
     with `ratio` bounded by `clip_delta` where the advantage is negative. `ratio_level="sequence"` (GSPO) takes in its
     place the exponential of the mean of `l - old_logprobs` over the valid tokens of a row of (..., T); it reads the
     logits twice. `sampler_logprobs` are those of the engine that drew the tokens, `old_logprobs` (or `l`) ours.
+    Two surrogates do not clip. "sapo": `objective = 4 / t * sigmoid(t * (ratio - 1)) * A` with t =
+    `sapo_temperature[0]` where A > 0, else `[1]`. "vespo", of sequences alone: `objective = phi.detach() * A * l` with
+    `phi = w**k * exp(lambda_ * (1 - w))`, w the product of a row's ratios (and sampler weights), k and lambda_ from
+    `vespo_k` and `vespo_lambda`, the first where A >= 0. A setting of another surrogate is refused.
+    `use_bias_correction_kl` multiplies kl by the token's own ratio, which is differentiable: the gradient is then that
+    of the KL itself in expectation, `ratio * (l - ref_logprobs)`. Above `kl_cap`, kl is the cap and has no gradient.
+    `reduction="none"` gives the summands: `loss (...)`, each with an upstream gradient of its own; weights that are not
+    given are then 1, unless there is a loss_type.
     `clipped` marks the tokens whose advantage pushes the ratio further out of the clip range, A > 0 above it and A < 0
     below it (or above clip_delta): "clip" takes their gradient away, "cispo" bounds its weight. A ratio that is pushed
     back is not counted, although CISPO bounds its weight too. A ratio on a bound, as on policy with a clip range of 0,
@@ -94,9 +109,14 @@ def dual_mode_loss(
     columns, in backward, which reads them a second time.
     Raises TypeError, ValueError or IndexError that name the offending argument, shape or value.
     Source: arXiv 2604.11510 section 3; clip arXiv 1707.06347 eq. 7; CISPO arXiv 2506.13585 eq. 4; sequence ratio arXiv
-    2507.18071 eq. 5; clip_delta arXiv 1912.09729; k3 estimator http://joschu.net/blog/kl-approx.html.
+    2507.18071 eq. 5; SAPO arXiv 2511.20347; VESPO arXiv 2602.10693; clip_delta arXiv 1912.09729; k3 estimator
+    http://joschu.net/blog/kl-approx.html, corrected arXiv 2512.02556.
     """
-    check_settings(surrogate, ratio_level, clip_low, clip_high, clip_delta, sampler_cap)
+    terms = PolicyTerms(
+        surrogate, ratio_level, clip_low, clip_high, clip_delta, sampler_cap, sapo_temperature, vespo_k, vespo_lambda,
+        use_bias_correction_kl, kl_cap, reduction,
+    )  # fmt: skip
+    check_terms(terms)
     rows = as_rows(logits)
     if inplace_gradient:
         check_inplace(logits, ratio_level, process_group)
@@ -110,7 +130,7 @@ def dual_mode_loss(
     )
     tokens = loss_rows(
         logits, target, valid, advantages, mode, old_logprobs, ref_logprobs, sampler_logprobs, weights, loss_type,
-        max_completion_length, entropy_coef, kl_coef, surrogate, clip_low, clip_high, clip_delta, sampler_cap,
+        max_completion_length, entropy_coef, kl_coef, terms,
     )  # fmt: skip
     try:
         if process_group is None and ratio_level == "token":
@@ -118,13 +138,13 @@ def dual_mode_loss(
         else:
             logprobs, entropy, *_ = statistics_of_rows(rows, *distribution, process_group)
             length = rows.shape[1] if ratio_level == "sequence" else 1
-            out = vector_loss_rows(logprobs, entropy, valid_rows(target, valid), length, tokens)
+            out = vector_loss_rows(logprobs, entropy, valid_rows(target, valid), length, tokens, terms.gamma)
     except TargetOutsideVocabulary as error:
         raise error.at(targets.shape) from None
     losses, *detached = out
     if targets.dim() != 1:
         detached = [x.view(targets.shape) for x in detached]
-    return DualModeLossOutput(losses.sum(), *detached)
+    return DualModeLossOutput(losses.view(targets.shape) if reduction == "none" else losses.sum(), *detached)
 
 
 class DualModeLoss(nn.Module):
@@ -145,12 +165,18 @@ class DualModeLoss(nn.Module):
         clip_high: float = 0.2,
         clip_delta: float | None = None,
         sampler_cap: float = 2.0,
+        sapo_temperature: Sequence[float] = (1.0, 1.05),
+        vespo_k: Sequence[float] = (2.0, 3.0),
+        vespo_lambda: Sequence[float] = (3.0, 2.0),
+        use_bias_correction_kl: bool = False,
+        kl_cap: float | None = None,
+        reduction: str = "sum",
         inplace_gradient: bool = False,
         process_group: "dist.ProcessGroup | None" = None,
     ):
         super().__init__()
         settings = dict(locals())
-        check_settings(surrogate, ratio_level, clip_low, clip_high, clip_delta, sampler_cap)
+        check_terms(PolicyTerms(*(settings[name] for name in PolicyTerms._fields)))
         number_of_modes(entropy_coef=entropy_coef, kl_coef=kl_coef)
         self.settings: dict[str, Any] = {
             name: value for name, value in settings.items() if name not in ("self", "__class__")

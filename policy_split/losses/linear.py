@@ -14,8 +14,9 @@ from policy_split_kernels.outside_graphs import outside_graphs
 from policy_split_kernels.rows import mask_vector, target_vector, token_vector
 from policy_split_kernels.vector_loss import vector_loss_rows
 
-from .arguments import check_settings, loss_rows
+from .arguments import loss_rows
 from .dual_mode import DualModeLossOutput
+from .terms import PolicyTerms, check_terms
 
 
 @outside_graphs
@@ -44,6 +45,12 @@ def linear_dual_mode_loss(
     clip_high: float = 0.2,
     clip_delta: float | None = None,
     sampler_cap: float = 2.0,
+    sapo_temperature: Sequence[float] = (1.0, 1.05),
+    vespo_k: Sequence[float] = (2.0, 3.0),
+    vespo_lambda: Sequence[float] = (3.0, 2.0),
+    use_bias_correction_kl: bool = False,
+    kl_cap: float | None = None,
+    reduction: str = "sum",
     bias: Tensor | None = None,  # (V,)
     logit_scale: float = 1.0,
     logits_dtype: torch.dtype | None = None,
@@ -67,10 +74,15 @@ def linear_dual_mode_loss(
     entropies of all tokens, both detached: it is called once, in forward. That takes one more GEMM, unless one chunk
     (chunk_bytes) holds all tokens.
     A second backward computes the logits again, and so does every one in float16, whose gradients need the loss scale
-    first, and of `ratio_level="sequence"`, where no token's gradient is known before its sequence is: four GEMMs.
+    first, of `ratio_level="sequence"`, where no token's gradient is known before its sequence is, and of
+    `reduction="none"`, where each has an upstream gradient of its own: four GEMMs.
     Source: arXiv 2604.11510 section 3.
     """
-    check_settings(surrogate, ratio_level, clip_low, clip_high, clip_delta, sampler_cap)
+    terms = PolicyTerms(
+        surrogate, ratio_level, clip_low, clip_high, clip_delta, sampler_cap, sapo_temperature, vespo_k, vespo_lambda,
+        use_bias_correction_kl, kl_cap, reduction,
+    )  # fmt: skip
+    check_terms(terms)
     call = linear_call(
         hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
         process_group,
@@ -79,16 +91,17 @@ def linear_dual_mode_loss(
     known = targets.new_zeros(targets.shape, dtype=like.dtype) if callable(advantages) else advantages
     tokens = loss_rows(
         like, target, valid, known, mode, old_logprobs, ref_logprobs, sampler_logprobs, weights, loss_type,
-        max_completion_length, entropy_coef, kl_coef, surrogate, clip_low, clip_high, clip_delta, sampler_cap,
+        max_completion_length, entropy_coef, kl_coef, terms,
     )  # fmt: skip
     rows: tuple[Tensor, ...]
-    if ratio_level == "sequence":
+    if ratio_level == "sequence" or reduction == "none":
         logprobs, entropy = linear_statistics(*call[:4])
         if callable(advantages):
             of_tokens = advantages(*(x.detach().view(targets.shape) for x in (logprobs, entropy)))
             tokens = tokens._replace(advantages=token_vector("advantages", of_tokens, like, logprobs.dtype))
-        rows = vector_loss_rows(logprobs, entropy, valid_rows(target, valid), like.shape[-2], tokens)
-        loss = rows[0].sum()
+        length = like.shape[-2] if ratio_level == "sequence" else 1
+        rows = vector_loss_rows(logprobs, entropy, valid_rows(target, valid), length, tokens, terms.gamma)
+        loss = rows[0].view(targets.shape) if reduction == "none" else rows[0].sum()
     else:
         wait = None
         if callable(advantages):

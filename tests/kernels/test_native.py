@@ -42,6 +42,7 @@ def arguments(dtype, rows, vocabulary, options=False):
     behaviour = (logprobs + vector(0.3), logprobs + vector(0.3), logprobs + vector(1.0))
     coefficients = (vector(), vector(), vector())
     clip = ("cispo", 0.2, 0.3, None, 1.2) if options else ("clip", 0.2, 0.3, 1.5, 1.2)
+    clip = (*clip, [1.0, 1.05], options, 3.0 if options else None)
     return (*common, vector(), *behaviour, *coefficients, *clip)
 
 
@@ -103,7 +104,7 @@ def test_gradients_below_the_smallest_normal_number_are_zero():
     targets = torch.zeros(1, dtype=torch.long)
     native.dual_mode_loss(
         logits, targets, ones, None, None, None, ones, None, None, None, ones * 1e-3, ones, ones,
-        "clip", 0.2, 0.2, None, 2.0, gradient,
+        "clip", 0.2, 0.2, None, 2.0, [1.0, 1.05], False, None, gradient,
     )  # fmt: skip
     size = gradient.abs()
     assert not ((size > 0) & (size < torch.finfo(torch.float32).tiny)).any()

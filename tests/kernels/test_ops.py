@@ -17,7 +17,7 @@ from policy_split_kernels.reference import logits as reference
 N, V = 6, 11
 CELLS = {
     "logits": ("logprobs_entropy", "logprobs_entropy_gradient", "dual_mode_loss", "scale_rows_"),
-    "divergence": ("divergence", "divergence_gradient"),
+    "divergence": ("divergence", "divergence_gradient", "jensen_shannon", "jensen_shannon_gradient"),
 }
 
 
@@ -39,6 +39,7 @@ def arguments(dtype, device, with_optional=True):
     optional = (vector(), vector(), vector()) if with_optional else (None, None, None)
     delta = 3.0 if with_optional else None
     loss = (vector(), *optional, vector(), vector(), vector(), "clip", 0.2, 0.3, delta, 2.0)
+    loss += ([1.0, 1.05], with_optional, delta)
     gradient = tuple(vector() for _ in range(5))
     return common, gradient, loss
 
@@ -60,6 +61,10 @@ def test_opcheck(device, dtype, with_optional):
     vectors = (*gradient, *gradient, *gradient[:2])
     for wants in ((True, True), (True, False)):
         torch.library.opcheck(ops.divergence_gradient, (*(x.detach() for x in pair), *common[2:4], *vectors, *wants))
+    torch.library.opcheck(ops.jensen_shannon, (*pair, *common[2:4], 0.3))
+    for wants in ((True, True), (False, True)):
+        arguments_of_pair = (*(x.detach() for x in pair), *common[2:4], 0.3, *vectors[:7], *wants)
+        torch.library.opcheck(ops.jensen_shannon_gradient, arguments_of_pair)
 
 
 def test_gradcheck(backend, device):

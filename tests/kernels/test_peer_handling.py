@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from policy_split import dual_mode_loss, logprobs_and_entropy, mode_divergence
 from policy_split_kernels import autograd, backends
 
+NO_MORE = ([1.0, 1.05], False, None)  # of the settings of a loss: SAPO, corrected KL, its cap
+
 
 @pytest.mark.parametrize("backend", ["torch", "native"], indirect=True)
 def test_more_rows_than_a_grid_has_in_y(backend):
@@ -78,7 +80,7 @@ def test_every_token_has_an_upstream_gradient_of_its_own(device):
     arguments = (ones.reciprocal(), None, None, None, ones, None, None, None, ones, ones * 0.1, ones * 0)
 
     def outputs():
-        losses = autograd.loss_rows(leaf[None], targets, *arguments, "clip", 0.2, 0.2, None, 2.0)[0]
+        losses = autograd.loss_rows(leaf[None], targets, *arguments, "clip", 0.2, 0.2, None, 2.0, *NO_MORE)[0]
         return (*logprobs_and_entropy(leaf, targets), losses)
 
     for summed, out in zip(outputs(), outputs(), strict=True):
@@ -169,7 +171,7 @@ def test_launching_reads_nothing_by_the_host(device):
         )
         cells.dual_mode_loss(
             logits[None], targets, ones, None, None, None, ones, ones, ones, None, ones, ones, ones,
-            "clip", 0.2, 0.2, None, 2.0, logits[None].clone(),
+            "clip", 0.2, 0.2, None, 2.0, *NO_MORE, logits[None].clone(),
         )  # fmt: skip
         cells.scale_rows_(logits[None], ones)
     assert not mode.seen

@@ -12,7 +12,7 @@ from closeness import assert_gradients, assert_values, statistics_sizes
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from policy_split import dual_mode_loss, logprobs_and_entropy, mode_divergence
+from policy_split import dual_mode_loss, jensen_shannon_divergence, logprobs_and_entropy, mode_divergence
 
 SMALL = (1, 2, 7, 1023, 2053)  # 2053: a prime just above the CPU's tile of 2048, below the GPU's
 LARGE = (32000, 129920)
@@ -94,8 +94,37 @@ def check_divergence(drawn, kind, backend, device):
         assert_gradients(gradient, *others, size, unmoved, backend)
 
 
+def check_mixture(drawn, kind, beta, backend, device):
+    """-inf in one row alone has a place between the ends, where its KL would be infinite."""
+    case = cases.build(drawn | {"softcap": None, "keep": None}, device)
+    other = cases.build(drawn | {"softcap": None, "keep": None, "scale": 2.0, "offset": 0.0, "pattern": "single",
+                                 "seed": drawn["seed"] + 1}, device).logits  # fmt: skip
+    if beta in (0, 1):
+        other = torch.where(case.logits == -cases.INF, case.logits, other.masked_fill(other == -cases.INF, 0.0))
+    if drawn["seed"] % 2:
+        other = (case.logits.double() + 1e-3 * other.double().clamp(min=-9)).to(case.logits.dtype)
+    leaves = [x.detach().requires_grad_() for x in (case.logits, other)]
+    mask = case.valid.view(case.targets.shape)
+    out = jensen_shannon_divergence(*leaves, beta=beta, mask=mask, temperature=case.temperature)
+    (upstream,) = upstreams(case, kind, 1)
+    gradients = torch.autograd.grad(out, leaves, upstream)
+    flat, temperature = upstream.reshape(-1), case.flat_options()["temperature"]
+    results = []
+    for dtype in (torch.float64, case.statistics_dtype):
+        own = torch.float64 if dtype == torch.float64 else case.logits.dtype
+        pair = [x.detach().reshape(case.rows.shape).to(own).requires_grad_() for x in leaves]
+        rows = formulas.jensen_shannon(*pair, beta=beta, valid=case.valid, dtype=dtype, temperature=temperature)
+        results.append((rows, torch.autograd.grad(rows, pair, flat.to(dtype))))
+    (exact, true_gradients), (eager, eager_gradients) = results
+    size = 1 + exact.abs()
+    assert_values("divergence", out, eager, exact, size)
+    for logits, gradient, *others in zip(leaves, gradients, eager_gradients, true_gradients, strict=True):
+        unmoved = (logits.detach().reshape(case.rows.shape) == -cases.INF) | ~case.valid[:, None]
+        assert_gradients(gradient, *others, flat.abs() * size * 2, unmoved, backend)
+
+
 EVERY_CLIP = {"clip_low": 0.1, "clip_high": 0.28, "clip_delta": 6.0, "sampler_cap": 0.8, "old": True, "ref": True,
-              "sampler": True, "inplace": False}  # fmt: skip
+              "sampler": True, "inplace": False, "use_bias_correction_kl": True, "kl_cap": 0.4}  # fmt: skip
 COEFFICIENTS = {"entropy_coef": (0.0, 0.01, -0.2), "kl_coef": (0.0, 0.05, 0.3)}
 # Of the ratios' logarithms: well away from the bounds of every clip below, where float32 and float64 may disagree.
 LOG_RATIOS = (0.0, 0.05, -0.05, 0.6, -0.6, 2.0)
@@ -104,7 +133,8 @@ CLIPS = st.fixed_dictionaries({
     "clip_high": st.sampled_from([0.1, 0.28, 4.0]),
     "clip_delta": st.sampled_from([None, 6.0]),
     "sampler_cap": st.sampled_from([0.8, 2.0]),
-    "kind": st.sampled_from(["clip", "clip", "cispo", "sequence"]),
+    "kind": st.sampled_from(["clip", "clip", "cispo", "sequence", "sapo", "vespo"]),
+    "use_bias_correction_kl": st.booleans(), "kl_cap": st.sampled_from([None, None, 0.4]),
     "old": st.booleans(), "ref": st.booleans(), "sampler": st.booleans(), "inplace": st.booleans(),
 })  # fmt: skip
 
@@ -112,10 +142,13 @@ CLIPS = st.fixed_dictionaries({
 def loss_arguments(case, clips):
     """Per-token arguments (...) and settings of the loss; log-probs near those of the case."""
     kind, old, ref, sampler, _ = (clips.pop(name) for name in ("kind", "old", "ref", "sampler", "inplace"))
-    settings = {**clips, "surrogate": "cispo" if kind == "cispo" else "clip"}
-    settings["ratio_level"] = "sequence" if kind == "sequence" else "token"
+    settings = {**clips, "surrogate": "clip" if kind == "sequence" else kind}
+    settings["ratio_level"] = "sequence" if kind in ("sequence", "vespo") else "token"
     if kind == "cispo":
         settings["clip_delta"] = None
+    if kind in ("sapo", "vespo"):
+        own = {"sapo": {"sapo_temperature": (0.7, 1.6)}, "vespo": {"vespo_k": (1.5, 2.5), "vespo_lambda": (2.0, 1.0)}}
+        settings = {name: x for name, x in settings.items() if not name.startswith("clip")} | own[kind]
     flat_targets = case.targets.reshape(-1)
     exact, _ = formulas.statistics(case.rows, flat_targets, valid=case.valid, **case.flat_options())
     near = exact.nan_to_num(neginf=-3.0).view(case.targets.shape).to(case.statistics_dtype)
@@ -125,7 +158,9 @@ def loss_arguments(case, clips):
         "mode": torch.randint(3, case.targets.shape, generator=case.generator).to(case.logits.device),
     }
     if case.target_at_minus_inf:  # its log-prob: only a ratio of 0 and the clip have a finite loss
-        settings["surrogate"], old, ref, sampler = "clip", True, False, False
+        settings |= {"surrogate": "clip", "ratio_level": "token", "clip_low": 0.1, "clip_high": 0.28}
+        settings = {name: x for name, x in settings.items() if not name.startswith(("sapo", "vespo"))}
+        old, ref, sampler = True, False, False
     if old:
         tokens["old_logprobs"] = near - case.choice(LOG_RATIOS)
     if ref:
@@ -138,7 +173,9 @@ def loss_arguments(case, clips):
 def check_loss(drawn, clips, upstream, backend, device):
     case = cases.build(drawn, device)
     inplace = (
-        clips["inplace"] and clips["kind"] != "sequence" and drawn["layout"] not in ("expanded", "strided_vocabulary")
+        clips["inplace"]
+        and clips["kind"] not in ("sequence", "vespo")
+        and drawn["layout"] not in ("expanded", "strided_vocabulary")
     )
     tokens, scalars = loss_arguments(case, dict(clips))
     leaf = case.logits.detach().requires_grad_()
@@ -192,9 +229,19 @@ def test_divergence_of_any_case(backend, device, drawn, kind):
 
 
 @any_case(20)
+@example(drawn=PLAIN, kind="random", beta=0.5)
+@example(drawn=RISING, kind="random", beta=0.9)
+@given(drawn=cases.drawn_cases(SMALL), kind=UPSTREAM, beta=st.sampled_from([0.0, 0.05, 0.5, 0.9, 1.0]))
+def test_mixture_of_any_case(backend, device, drawn, kind, beta):
+    check_mixture(drawn, kind, beta, backend, device)
+
+
+@any_case(20)
 @example(drawn=PLAIN, clips=EVERY_CLIP | {"kind": "clip"}, upstream=-3.0)
 @example(drawn=PLAIN, clips=EVERY_CLIP | {"kind": "cispo"}, upstream=-3.0)
 @example(drawn=PLAIN | {"seed": 2}, clips=EVERY_CLIP | {"kind": "sequence"}, upstream=-3.0)
+@example(drawn=PLAIN, clips=EVERY_CLIP | {"kind": "sapo"}, upstream=-3.0)
+@example(drawn=PLAIN, clips=EVERY_CLIP | {"kind": "vespo"}, upstream=-3.0)
 @given(drawn=cases.drawn_cases(SMALL), clips=CLIPS, upstream=st.sampled_from([1.0, 0.25, -3.0]))
 def test_loss_of_any_case(backend, device, drawn, clips, upstream):
     check_loss(drawn, clips, upstream, backend, device)

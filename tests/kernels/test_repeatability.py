@@ -130,7 +130,8 @@ def token_losses(leaf, b, inplace=False):
     vectors = ("advantages", "old_logprobs", "ref_logprobs", "sampler_logprobs", "weights")
     return autograd.loss_rows(
         leaf if leaf.dim() == 3 else leaf[None], b["targets"], 1 / b["temperature"], b["mask"], None, None,
-        *(b[name] for name in vectors), coefficient, coefficient, "clip", 0.2, 0.2, None, 2.0, inplace_gradient=inplace,
+        *(b[name] for name in vectors), coefficient, coefficient, "clip", 0.2, 0.2, None,
+        2.0, [1.0, 1.05], False, None, inplace_gradient=inplace,
     )[0]  # fmt: skip
 
 

@@ -56,7 +56,7 @@ class TestTargetElsewhere:
 
     def test_loss_takes_its_logprob_for_0(self, device):
         zero, one, two = (vector(device, value) for value in (0.0, 1.0, 2.0))
-        arguments = (two, None, None, None, one, zero, zero, "clip", 0.2, 0.2, None, 2.0)
+        arguments = (two, None, None, None, one, zero, zero, "clip", 0.2, 0.2, None, 2.0, [1.0, 1.05], False, None)
         x = rows_of(device, QUARTERS)
         losses, logprobs, *_, gradient = ops.dual_mode_loss_with_gradient(*distribution(x, ELSEWHERE), *arguments)
         assert losses == -2

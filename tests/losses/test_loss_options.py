@@ -284,7 +284,7 @@ def test_loss_types(device, loss_type, mask, ratio_level):
         ({"loss_type": "grpo", "weights": torch.ones(SHAPE)}, "weights and loss_type are two answers"),
         ({"loss_type": "dr_grpo"}, "divides by max_completion_length, which is not given"),
         ({"loss_type": "sapo"}, "loss_type='sapo' must be one of 'grpo', 'dapo', 'dr_grpo', 'bnpo'"),
-        ({"surrogate": "ppo"}, "surrogate must be one of 'clip', 'cispo', got 'ppo'"),
+        ({"surrogate": "ppo"}, "surrogate must be one of 'clip', 'cispo', 'sapo', 'vespo', got 'ppo'"),
         ({"ratio_level": "row"}, "ratio_level must be one of 'token', 'sequence', got 'row'"),
         ({"surrogate": "cispo", "clip_delta": 2.0}, "no sequence, no clip_delta"),
         ({"surrogate": "cispo", "ratio_level": "sequence"}, "no sequence, no clip_delta"),

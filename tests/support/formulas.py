@@ -4,6 +4,8 @@ In float64 they are the truth; in the statistics dtype they are the eager rival 
 Everything is flat: logits (N, V), vectors (N,). Rows that do not count are cut out before anything is computed.
 """
 
+import math
+
 import torch
 
 
@@ -41,13 +43,42 @@ def divergence(logits_a, logits_b, *, valid=None, dtype=torch.float64, temperatu
     return tuple(torch.where(valid, x, 0.0) for x in rows)
 
 
+def jensen_shannon(logits_a, logits_b, *, beta, valid=None, dtype=torch.float64, temperature=1.0):
+    """Of each pair of rows, by p * (log p - log m) as it is written; beta 0 and 1 are KL(q || p) and KL(p || q)."""
+    if beta in (0, 1):
+        return divergence(logits_a, logits_b, valid=valid, dtype=dtype, temperature=temperature)[0 if beta else 1]
+    valid = torch.ones_like(logits_a[:, 0], dtype=torch.bool) if valid is None else valid
+    a, b = (
+        log_softmax(torch.where(valid[:, None], x, 0.0), dtype, temperature=temperature) for x in (logits_a, logits_b)
+    )
+    neither = (a == -torch.inf) & (b == -torch.inf)
+    m = torch.logaddexp(*(x.masked_fill(neither, 0.0) + math.log(w) for x, w in ((a, 1 - beta), (b, beta))))
+
+    def kl(own):
+        never = own == -torch.inf
+        gap = own.masked_fill(never, 0.0) - m.masked_fill(never, 0.0)
+        return (own.exp() * gap).sum(-1)
+
+    return torch.where(valid, (1 - beta) * kl(a) + beta * kl(b), 0.0)
+
+
 def surrogate_loss(
     logprobs, advantages, *, valid, rows_per_sequence, old_logprobs=None, sampler_logprobs=None,
     surrogate="clip", ratio_level="token", clip_low=0.2, clip_high=0.2, clip_delta=None, sampler_cap=2.0,
+    sapo_temperature=(1.0, 1.05), vespo_k=(2.0, 3.0), vespo_lambda=(3.0, 2.0),
 ):  # fmt: skip
     """(objective, clipped) of the policy gradient."""
     old = logprobs.detach() if old_logprobs is None else old_logprobs
     log_ratio = logprobs - old
+    if surrogate == "vespo":
+        weight = log_ratio.detach()
+        if sampler_logprobs is not None:
+            weight = weight + (old.detach() - sampler_logprobs).exp().clamp(max=sampler_cap).log()
+        shape = (-1, max(1, rows_per_sequence))
+        total = torch.where(valid, weight, 0.0).view(shape).sum(-1, keepdim=True).expand(shape).reshape(-1)
+        k, scale = (_by_sign(advantages >= 0, pair, advantages) for pair in (vespo_k, vespo_lambda))
+        phi = (k * total + scale * (1 - total.exp())).exp()
+        return phi * advantages * logprobs, torch.zeros_like(valid)
     if ratio_level == "sequence":
         shape = (-1, rows_per_sequence)
         counted = torch.where(valid, log_ratio, 0.0).view(shape).sum(-1, keepdim=True)
@@ -56,6 +87,9 @@ def surrogate_loss(
     ratio = log_ratio.exp()
     if sampler_logprobs is not None:
         advantages = advantages * (old.detach() - sampler_logprobs).exp().clamp(max=sampler_cap)
+    if surrogate == "sapo":
+        temperature = _by_sign(advantages > 0, sapo_temperature, advantages)
+        return 4 / temperature * torch.sigmoid(temperature * (ratio - 1)) * advantages, torch.zeros_like(valid)
     # By comparison: the derivatives of clamp and min where two numbers are equal differ between versions of PyTorch.
     bounded = ratio if clip_delta is None else torch.where((advantages < 0) & (ratio > clip_delta), clip_delta, ratio)
     clip_ratio = torch.where(ratio < 1 - clip_low, 1 - clip_low, ratio)
@@ -66,9 +100,22 @@ def surrogate_loss(
     return torch.where(lower, clip_ratio * advantages, bounded * advantages), lower | (bounded < ratio)
 
 
+def _by_sign(positive, pair, like):
+    return torch.where(positive, *(torch.full_like(like, x) for x in pair))
+
+
+def kl_estimate(logprobs, ref_logprobs, old_logprobs, use_bias_correction_kl=False, kl_cap=None):
+    """k3, times the token's ratio, bounded."""
+    kl = torch.expm1(ref_logprobs - logprobs) - (ref_logprobs - logprobs)
+    if use_bias_correction_kl:
+        kl = kl * (logprobs - (logprobs.detach() if old_logprobs is None else old_logprobs)).exp()
+    return kl if kl_cap is None else kl.clamp(max=kl_cap)
+
+
 def loss(
     logits, targets, *, advantages, mode, weights, entropy_coef=(0.0, 0.0), kl_coef=(0.0, 0.0), ref_logprobs=None,
-    valid=None, rows_per_sequence=1, temperature=1.0, softcap=None, keep_mask=None, dtype=torch.float64, **policy,
+    valid=None, rows_per_sequence=1, temperature=1.0, softcap=None, keep_mask=None, dtype=torch.float64,
+    use_bias_correction_kl=False, kl_cap=None, **policy,
 ):  # fmt: skip
     """(losses, logprobs, entropy, kl, clipped), 0 in rows that do not count."""
     valid = torch.ones_like(targets, dtype=torch.bool) if valid is None else valid
@@ -79,7 +126,7 @@ def loss(
     )  # fmt: skip
     kl = torch.zeros_like(logprobs)
     if ref_logprobs is not None:
-        kl = torch.expm1(ref_logprobs - logprobs) - (ref_logprobs - logprobs)
+        kl = kl_estimate(logprobs, ref_logprobs, policy.get("old_logprobs"), use_bias_correction_kl, kl_cap)
     coef_h, coef_k = (torch.tensor(x, dtype=dtype, device=logits.device)[mode] for x in (entropy_coef, kl_coef))
     losses = weights * (-objective - coef_h * entropy + coef_k * kl)
     return (*(torch.where(valid, x, 0.0) for x in (losses, logprobs, entropy, kl)), clipped & valid)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..contract import IGNORE_INDEX, statistics_dtype
 
-INTERFACE_VERSION = 3
+INTERFACE_VERSION = 4
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _FOLDER = Path(__file__).parent
 
@@ -44,8 +44,9 @@ class Loss(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("advantages", "old_logprobs", "ref_logprobs", "sampler_logprobs")),
         *((name, ctypes.c_void_p) for name in ("weights", "entropy_coef", "kl_coef")),
-        ("surrogate", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("surrogate", "kl_weighted")),
         *((name, ctypes.c_double) for name in ("clip_low", "clip_high", "clip_delta", "sampler_cap")),
+        *((name, ctypes.c_double) for name in ("sapo_positive", "sapo_negative", "kl_cap")),
         *((name, ctypes.c_void_p) for name in ("losses", "kl", "clipped", "grad_logprobs", "grad_entropy")),
     )
 
@@ -54,6 +55,16 @@ class Divergence(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_void_p)
         for name in ("kl_ab", "kl_ba", "entropy_a", "entropy_b", "max_a", "log_sum_a", "max_b", "log_sum_b")
+    )
+
+
+class Mixture(ctypes.Structure):
+    _fields_ = (
+        ("beta", ctypes.c_double),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("divergence", "kl_a", "kl_b", "max_a", "log_sum_a", "max_b", "log_sum_b")
+        ),
     )
 
 
@@ -116,7 +127,11 @@ def _typed(opened: ctypes.CDLL, path: Path) -> ctypes.CDLL | None:
     divergence, upstream = ctypes.POINTER(Divergence), ctypes.POINTER(PairUpstream)
     opened.ps_divergence.argtypes = (matrix, matrix, divergence)
     opened.ps_divergence_gradient.argtypes = (matrix, matrix, divergence, upstream)
-    for name in ("ps_scale_rows", "ps_divergence", "ps_divergence_gradient"):
+    mixture = ctypes.POINTER(Mixture)
+    opened.ps_jensen_shannon.argtypes = (matrix, matrix, mixture)
+    opened.ps_jensen_shannon_gradient.argtypes = (matrix, matrix, mixture, pointer)
+    pairs = ("ps_divergence", "ps_divergence_gradient", "ps_jensen_shannon", "ps_jensen_shannon_gradient")
+    for name in ("ps_scale_rows", *pairs):
         getattr(opened, name).restype = None
     for name in ("ps_logprobs_entropy", "ps_dual_mode_loss", "ps_logprobs_entropy_gradient"):
         getattr(opened, name).restype = ctypes.c_int64

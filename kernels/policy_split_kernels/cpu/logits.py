@@ -1,5 +1,7 @@
 """The operations of `reference.logits` by the C++ library, on CPU tensors."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -63,6 +65,9 @@ def dual_mode_loss(
     clip_high: float,
     clip_delta: float | None,
     sampler_cap: float,
+    sapo_temperature: Sequence[float],
+    use_bias_correction_kl: bool,
+    kl_cap: float | None,
     grad_logits: Tensor | None,
 ) -> LossRows:
     clipped = torch.empty(targets.shape, dtype=torch.bool)
@@ -70,8 +75,8 @@ def dual_mode_loss(
     out = LossRows(losses, logprobs, entropy, kl, clipped, *rest)
     loss = library.Loss(
         pointer(advantages), pointer(old_logprobs), pointer(ref_logprobs), pointer(sampler_logprobs),
-        pointer(weights), pointer(entropy_coef), pointer(kl_coef), SURROGATES.index(surrogate),
-        clip_low, clip_high, or_nan(clip_delta), sampler_cap,
+        pointer(weights), pointer(entropy_coef), pointer(kl_coef), SURROGATES.index(surrogate), use_bias_correction_kl,
+        clip_low, clip_high, or_nan(clip_delta), sampler_cap, *sapo_temperature, or_nan(kl_cap),
         pointer(out.losses), pointer(kl), pointer(clipped),
         pointer(out.grad_logprobs), pointer(out.grad_entropy),
     )  # fmt: skip

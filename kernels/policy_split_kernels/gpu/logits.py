@@ -4,6 +4,7 @@ A target outside the vocabulary makes its row NaN: raising would synchronise wit
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -109,11 +110,13 @@ def dual_mode_loss_kernel(
     logits_ptr, targets_ptr, inverse_temperature_ptr, mask_ptr, softcap: tl.float64, keep_ptr,
     advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, sampler_logprobs_ptr, weights_ptr,
     entropy_coef_ptr, kl_coef_ptr,
-    clip_low: tl.float64, clip_high: tl.float64, clip_delta: tl.float64, sampler_cap: tl.float64, grad_ptr,
+    clip_low: tl.float64, clip_high: tl.float64, clip_delta: tl.float64, sampler_cap: tl.float64,
+    sapo_positive: tl.float64, sapo_negative: tl.float64, kl_cap: tl.float64, grad_ptr,
     losses_ptr, logprobs_ptr, entropy_ptr, kl_ptr, clipped_ptr, row_max_ptr, log_sum_ptr,
     grad_logprobs_ptr, grad_entropy_ptr,
     N, T, stride_logits_b: tl.int64, stride_logits_t: tl.int64, stride_keep_b: tl.int64, stride_keep_t: tl.int64,
-    stride_grad_b: tl.int64, stride_grad_t: tl.int64, stride_temperature, CAPPED: tl.constexpr, CISPO: tl.constexpr,
+    stride_grad_b: tl.int64, stride_grad_t: tl.int64, stride_temperature, CAPPED: tl.constexpr,
+    SURROGATE: tl.constexpr, KL_WEIGHTED: tl.constexpr,
     V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     for n in range(tl.program_id(0), N, tl.num_programs(0)):
@@ -138,7 +141,8 @@ def dual_mode_loss_kernel(
             )  # fmt: skip
             loss, kl, clipped, grad_logprob, grad_entropy = loss_of_statistics(
                 n, logprob, entropy, advantages_ptr, old_logprobs_ptr, ref_logprobs_ptr, sampler_logprobs_ptr,
-                weights_ptr, entropy_coef_ptr, kl_coef_ptr, clip_low, clip_high, clip_delta, sampler_cap, CISPO,
+                weights_ptr, entropy_coef_ptr, kl_coef_ptr, clip_low, clip_high, clip_delta, sampler_cap,
+                sapo_positive, sapo_negative, kl_cap, SURROGATE, KL_WEIGHTED,
             )  # fmt: skip
         tl.store(losses_ptr + n, loss)
         tl.store(logprobs_ptr + n, logprob)
@@ -246,6 +250,9 @@ def dual_mode_loss(
     clip_high: float,
     clip_delta: float | None,
     sampler_cap: float,
+    sapo_temperature: Sequence[float],
+    use_bias_correction_kl: bool,
+    kl_cap: float | None,
     grad_logits: Tensor | None,
 ) -> LossRows:
     """One read from memory, one from the cache, one write; without `grad_logits` one read."""
@@ -262,10 +269,11 @@ def dual_mode_loss(
         dual_mode_loss_kernel[(programs,)](
             logits, targets, inverse_temperature, mask, softcap or 0.0, keep,
             advantages, old_logprobs, ref_logprobs, sampler_logprobs, weights, entropy_coef, kl_coef,
-            clip_low, clip_high, math.inf if clip_delta is None else clip_delta, sampler_cap, grad_logits, *result,
+            clip_low, clip_high, math.inf if clip_delta is None else clip_delta, sampler_cap, *sapo_temperature,
+            math.inf if kl_cap is None else kl_cap, grad_logits, *result,
             rows, logits.shape[1], *strides(logits, tiles.VEC), *strides(keep, tiles.VEC),
-            *strides(grad_logits, tiles.VEC), temperature_stride(inverse_temperature),
-            softcap is not None, surrogate == "cispo", **tiles.options(), **resident_options(logits.device),
+            *strides(grad_logits, tiles.VEC), temperature_stride(inverse_temperature), softcap is not None,
+            surrogate, use_bias_correction_kl, **tiles.options(), **resident_options(logits.device),
         )  # fmt: skip
     return result
 

@@ -72,7 +72,7 @@ def _accumulate(x, scale, lane_max, lane_sum, lane_moment, LANES: tl.constexpr, 
 
 
 @triton.jit
-def _row_sums(row_ptr, transform, scale, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
+def row_sums(row_ptr, transform, scale, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
     """Maximum m of a row, sum of 2^d and sum of d * 2^d."""
     dtype: tl.constexpr = scale.dtype
     TILE: tl.constexpr = DEPTH * LANES * VEC
@@ -98,7 +98,7 @@ def row_statistics(
 ):  # fmt: skip
     """logprob, entropy, row_max, log_sum of one row, as `reference.logprobs_entropy` defines them."""
     target_x = load_target_x(row_ptr, transform, target, inverse_temperature.dtype)
-    row_max, total, moment = _row_sums(row_ptr, transform, inverse_temperature * LOG2E, V, DEPTH, LANES, VEC)
+    row_max, total, moment = row_sums(row_ptr, transform, inverse_temperature * LOG2E, V, DEPTH, LANES, VEC)
     row_max, log_sum = settled(row_max, total)
     logprob = tl.where(target >= 0, (target_x - row_max) * inverse_temperature - log_sum, 0.0)
     entropy = log_sum - moment / total * LN2

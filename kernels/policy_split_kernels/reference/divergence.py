@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..contract import DivergenceRows
+from ..contract import DivergenceRows, MixtureRows
 from .logits import shifted_rows, transformed, zero_at_minus_inf
 from .loss import scaled
 
@@ -20,16 +20,13 @@ def divergence(
     +inf, and where an upstream gradient that is not 0 meets that KL, the gradient of the row it averages over is NaN.
     """
     valid = _rows_of_mask(logits_a, mask)
-    (d_a, max_a), (d_b, max_b) = (
-        shifted_rows(transformed(x, valid, None, None), inverse_temperature) for x in (logits_a, logits_b)
-    )
-    log_sum_a, log_sum_b = d_a.exp().sum(-1).log(), d_b.exp().sum(-1).log()
-    log_p, log_q = d_a - log_sum_a[:, None], d_b - log_sum_b[:, None]
+    d_a, d_b, *statistics = _both_shifted(logits_a, logits_b, inverse_temperature, valid)
+    log_p, log_q = d_a - statistics[1][:, None], d_b - statistics[3][:, None]
     rows = (
         _mean_gap(log_p, log_q),
         _mean_gap(log_q, log_p),
         *(-zero_at_minus_inf(x, x.exp() * x).sum(-1) for x in (log_p, log_q)),
-        *(max_a, log_sum_a, max_b, log_sum_b),
+        *statistics,
     )
     return DivergenceRows(*(torch.where(valid, x, 0.0) for x in rows))
 
@@ -74,6 +71,89 @@ def divergence_gradient(
         to_logits = to_logits - scaled(to_entropy[:, None], zero_at_minus_inf(own, p * (own + entropy[:, None])))
         to_logits = torch.where(valid[:, None], to_logits * inverse_temperature[:, None], 0.0)
         grad.copy_(to_logits.view(grad.shape))
+
+
+def jensen_shannon(
+    logits_a: Tensor,  # (B, T, V)
+    logits_b: Tensor,  # (B, T, V)
+    inverse_temperature: Tensor,  # (1,) or (N,)
+    mask: Tensor | None,  # (N,)
+    beta: float,  # above 0 and below 1: the share of b in the mixture, and the weight of its KL
+) -> MixtureRows:
+    """Generalised Jensen-Shannon divergence of each pair of rows, arXiv 2306.13649 eq. 1: always finite.
+
+    Either matrix is read twice: the mixture needs both sums.
+    """
+    valid = _rows_of_mask(logits_a, mask)
+    d_a, d_b, *statistics = _both_shifted(logits_a, logits_b, inverse_temperature, valid)
+    _, log_sum_a, _, log_sum_b = statistics
+    gaps = _gaps_to_mixture(d_a, d_b, log_sum_b - log_sum_a, beta)
+    kl_a, kl_b = (
+        zero_at_minus_inf(d, (d - log_sum[:, None]).exp() * gap).sum(-1)
+        for d, log_sum, gap in zip((d_a, d_b), (log_sum_a, log_sum_b), gaps, strict=True)
+    )
+    rows = ((1 - beta) * kl_a + beta * kl_b, kl_a, kl_b, *statistics)
+    return MixtureRows(*(torch.where(valid, x, 0.0) for x in rows))
+
+
+def jensen_shannon_gradient(
+    logits_a: Tensor,  # (B, T, V)
+    logits_b: Tensor,  # (B, T, V)
+    inverse_temperature: Tensor,  # (1,) or (N,)
+    mask: Tensor | None,  # (N,)
+    beta: float,
+    kl_a: Tensor,  # (N,)
+    kl_b: Tensor,  # (N,)
+    max_a: Tensor,  # (N,)
+    log_sum_a: Tensor,  # (N,)
+    max_b: Tensor,  # (N,)
+    log_sum_b: Tensor,  # (N,)
+    grad_divergence: Tensor,  # (N,) upstream; a row where it is 0 is not read
+    grad_a: Tensor | None,  # (B, T, V) written; None: not wanted
+    grad_b: Tensor | None,  # (B, T, V) written; None: not wanted
+) -> None:
+    """Gradient with respect to both matrices: one read of either, one write of what is wanted."""
+    valid = _rows_of_mask(logits_a, mask) & (grad_divergence != 0)
+    d_a, d_b = (
+        shifted_rows(transformed(x, valid, None, None), inverse_temperature, row_max)[0]
+        for x, row_max in ((logits_a, max_a), (logits_b, max_b))
+    )
+    gap_a, gap_b = _gaps_to_mixture(d_a, d_b, log_sum_b - log_sum_a, beta)
+    upstream = (grad_divergence * inverse_temperature)[:, None]
+    sides = ((grad_a, d_a, log_sum_a, gap_a, kl_a, 1 - beta), (grad_b, d_b, log_sum_b, gap_b, kl_b, beta))
+    for grad, d, log_sum, gap, kl, weight in sides:
+        if grad is None:
+            continue
+        p = (d - log_sum[:, None]).exp()
+        to_logits = weight * upstream * zero_at_minus_inf(d, p * (gap - kl[:, None]))
+        grad.copy_(torch.where(valid[:, None], to_logits, 0.0).view(grad.shape))
+
+
+def _both_shifted(
+    logits_a: Tensor, logits_b: Tensor, inverse_temperature: Tensor, valid: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Both rows below their maxima (N, V), and max_a, log_sum_a, max_b, log_sum_b (N,)."""
+    (d_a, max_a), (d_b, max_b) = (
+        shifted_rows(transformed(x, valid, None, None), inverse_temperature) for x in (logits_a, logits_b)
+    )
+    return d_a, d_b, max_a, d_a.exp().sum(-1).log(), max_b, d_b.exp().sum(-1).log()
+
+
+def _gaps_to_mixture(d_a: Tensor, d_b: Tensor, log_sums: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """log p - log m and log q - log m with m = (1 - beta) * p + beta * q, from the larger of p and q: neither cancels.
+
+    -inf for one that is 0 beside one that is not; where both are, nothing is to be learnt, and 0 stands.
+    `log_sums` is log_sum_b - log_sum_a: the gap is formed before log p and log q round.
+    """
+    neither = (d_a == -torch.inf) & (d_b == -torch.inf)
+    gap = torch.where(neither, 0.0, d_a - d_b + log_sums[:, None])
+    size, larger = gap.abs(), gap >= 0
+    of_a, of_b = (gap.new_full((), x) for x in (1 - beta, beta))
+    share, rest = torch.where(larger, of_b, of_a), torch.where(larger, of_a, of_b)  # share: of the smaller one
+    near = torch.log1p(share * torch.expm1(-size.clamp(max=1.0)))
+    from_larger = -torch.where(size < 1, near, (rest + share * (-size).exp()).log())
+    from_smaller = from_larger - size
+    return torch.where(larger, from_larger, from_smaller), torch.where(larger, from_smaller, from_larger)
 
 
 def _rows_of_mask(logits: Tensor, mask: Tensor | None) -> Tensor:

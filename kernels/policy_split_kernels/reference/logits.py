@@ -3,6 +3,8 @@
 Arguments and meaning are those of `contract`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -91,6 +93,9 @@ def dual_mode_loss(
     clip_high: float,
     clip_delta: float | None,
     sampler_cap: float,
+    sapo_temperature: Sequence[float],  # of rows whose advantage is above 0, and of the others
+    use_bias_correction_kl: bool,
+    kl_cap: float | None,
     grad_logits: Tensor | None,  # (B, T, V) written; may be `logits` itself; None: no gradient is formed
 ) -> LossRows:
     """Clipped policy loss - entropy bonus + KL penalty of each row, with its gradient: one read, one write."""
@@ -110,6 +115,9 @@ def dual_mode_loss(
         clip_high,
         clip_delta,
         sampler_cap,
+        sapo_temperature,
+        use_bias_correction_kl,
+        kl_cap,
     )
     clipped = rows.clipped & valid
     rows = LossRows(*(x if x.dtype == torch.bool else torch.where(valid, x, 0.0) for x in rows))._replace(

@@ -3,6 +3,8 @@
 Its twins: `cpp/policy_loss.h` and `gpu/loss.py`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,47 +25,43 @@ def loss_of_statistics(
     clip_high: float,
     clip_delta: float | None,
     sampler_cap: float,
+    sapo_temperature: Sequence[float],
+    use_bias_correction_kl: bool,
+    kl_cap: float | None,
 ) -> LossRows:
     """The scalar mathematics of one row: everything between its statistics and its gradient."""
     logprobs, entropy, row_max, log_sum = statistics
     on_policy = torch.where(logprobs.isnan(), logprobs, 1.0)
-    losses, kl, clipped, grad_objective, grad_penalty = token_losses(
-        on_policy if old_logprobs is None else (logprobs - old_logprobs).exp(),
-        logprobs, entropy, advantages, old_logprobs, ref_logprobs, sampler_logprobs, weights, entropy_coef, kl_coef,
-        surrogate, clip_low, clip_high, clip_delta, sampler_cap,
-    )  # fmt: skip
-    grad_logprobs = weights * (-grad_objective + grad_penalty)
+    ratio = on_policy if old_logprobs is None else (logprobs - old_logprobs).exp()
+    advantages = corrected_advantages(advantages, logprobs, old_logprobs, sampler_logprobs, sampler_cap)
+    objective, grad_objective, clipped = policy_objective(
+        ratio, logprobs, advantages, surrogate, clip_low, clip_high, clip_delta, sapo_temperature
+    )
+    kl, grad_kl = reference_kl(logprobs, ref_logprobs, old_logprobs, use_bias_correction_kl, kl_cap)
+    losses = weighted_losses(objective, entropy, kl, weights, entropy_coef, kl_coef)
+    grad_logprobs = weights * (-grad_objective + scaled(kl_coef, grad_kl))
     grad_entropy = -weights * entropy_coef
     return LossRows(losses, logprobs, entropy, kl, clipped, row_max, log_sum, grad_logprobs, grad_entropy)
 
 
-def token_losses(
-    ratio: Tensor,
-    logprobs: Tensor,
-    entropy: Tensor,
+def weighted_losses(
+    objective: Tensor, entropy: Tensor, kl: Tensor, weights: Tensor, entropy_coef: Tensor, kl_coef: Tensor
+) -> Tensor:
+    return weights * (-objective - scaled(entropy_coef, entropy) + scaled(kl_coef, kl))
+
+
+def corrected_advantages(
     advantages: Tensor,
+    logprobs: Tensor,
     old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None,
     sampler_logprobs: Tensor | None,
-    weights: Tensor,
-    entropy_coef: Tensor,
-    kl_coef: Tensor,
-    surrogate: str,
-    clip_low: float,
-    clip_high: float,
-    clip_delta: float | None,
     sampler_cap: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """losses, kl, clipped, and without their weights the gradients by the log of the ratio and by the log-prob."""
-    if sampler_logprobs is not None:
-        old = logprobs if old_logprobs is None else old_logprobs
-        advantages = advantages * sampler_weights(old, sampler_logprobs, sampler_cap)
-    objective, grad_objective, clipped = policy_objective(
-        ratio, logprobs, advantages, surrogate, clip_low, clip_high, clip_delta
-    )
-    kl, grad_kl = reference_kl(logprobs, ref_logprobs)
-    losses = weights * (-objective - scaled(entropy_coef, entropy) + scaled(kl_coef, kl))
-    return losses, kl, clipped, grad_objective, scaled(kl_coef, grad_kl)
+) -> Tensor:
+    """Times min(pi_old / pi_sampler, cap), detached, where another engine than the old policy drew the tokens."""
+    if sampler_logprobs is None:
+        return advantages
+    old = logprobs if old_logprobs is None else old_logprobs
+    return advantages * sampler_weights(old, sampler_logprobs, sampler_cap)
 
 
 def policy_objective(
@@ -74,13 +72,19 @@ def policy_objective(
     clip_low: float,
     clip_high: float,
     clip_delta: float | None,
+    sapo_temperature: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the policy gradient raises, its derivative by the log of the ratio, and whether the row counts as clipped.
 
     clip: min(r * A, clip(r) * A), arXiv 1707.06347 eq. 7, r bounded by clip_delta where A < 0.
     cispo: sg(clip(r)) * A * logprob, arXiv 2506.13585 eq. 4.
+    sapo: soft_gate(r) * A, arXiv 2511.20347; it clips nothing.
     Clipped is, with either, a ratio beyond the bound to which its advantage pushes it; one that is pushed back is not.
     """
+    if surrogate == "sapo":
+        temperatures = (ratio.new_full((), x) for x in sapo_temperature)
+        gate, slope = soft_gate(ratio, torch.where(advantages > 0, *temperatures))
+        return gate * advantages, slope * advantages, torch.zeros_like(ratio, dtype=torch.bool)
     clip_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
     clip_objective = clip_ratio * advantages
     if surrogate == "cispo":
@@ -97,12 +101,38 @@ def sampler_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, sampler_cap:
     return (old_logprobs - sampler_logprobs).exp().clamp(max=sampler_cap)
 
 
-def reference_kl(logprobs: Tensor, ref_logprobs: Tensor | None) -> tuple[Tensor, Tensor]:
-    """k3 = exp(x) - x - 1 with x = ref - logprob, and its derivative by logprob; both 0 without a reference."""
+def soft_gate(ratio: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """4 / t * sigmoid(t * (r - 1)) and its derivative by the log of the ratio, which is 1 at r = 1 and ends at 0."""
+    x = temperature * (ratio - 1)
+    return 4 / temperature * torch.sigmoid(x), 4 * scaled(torch.sigmoid(x) * torch.sigmoid(-x), ratio)
+
+
+def reference_kl(
+    logprobs: Tensor,
+    ref_logprobs: Tensor | None,
+    old_logprobs: Tensor | None,
+    use_bias_correction_kl: bool,
+    kl_cap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Estimate of the KL from the reference policy, and its derivative by logprob; both 0 without a reference.
+
+    k3 = exp(x) - x - 1 with x = ref - logprob. Corrected, r * k3 with the token's ratio r, arXiv 2512.02556: its
+    derivative, r * (logprob - ref), is that of the KL itself in expectation. Far from 0 it is exp(ref - old) -
+    r * (x + 1), which stays finite where r is 0. Above the cap: the cap, and no derivative.
+    """
     if ref_logprobs is None:
         return torch.zeros_like(logprobs), torch.zeros_like(logprobs)
-    grad_kl = -torch.expm1(ref_logprobs - logprobs)
-    return -grad_kl - (ref_logprobs - logprobs), grad_kl
+    x = ref_logprobs - logprobs
+    grad_kl = -torch.expm1(x)
+    kl = -grad_kl - x
+    if use_bias_correction_kl:
+        old = logprobs if old_logprobs is None else old_logprobs
+        ratio = torch.where(logprobs.isnan(), logprobs, 1.0) if old_logprobs is None else (logprobs - old).exp()
+        kl = torch.where(x.abs() < 1, ratio * kl, (ref_logprobs - old).exp() - scaled(ratio, x + 1))
+        grad_kl = -scaled(ratio, x)
+    if kl_cap is not None:
+        kl, grad_kl = kl.clamp(max=kl_cap), torch.where(kl > kl_cap, 0.0, grad_kl)
+    return kl, grad_kl
 
 
 def scaled(coef: Tensor, x: Tensor) -> Tensor:
