@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .contract import LossArguments
 from .reference.loss import (
+    by_sign,
     corrected_advantages,
     policy_objective,
     reference_kl,
@@ -60,24 +61,13 @@ class _Losses(torch.autograd.Function):
         gamma: GammaWeight | None,
         *arguments: Any,
     ) -> Any:
-        advantages, old, ref, sampler, weights, entropy_coef, kl_coef, surrogate, *clips, cap, sapo, correct, kl_cap = (
-            arguments
-        )
-        if gamma is None:
-            advantages = corrected_advantages(advantages, logprobs, old, sampler, cap)
-            ratio = _sequence_mean(_log_ratio(logprobs, old), valid, length).exp()
-            objective, to_ratio, clipped = policy_objective(ratio, logprobs, advantages, surrogate, *clips, sapo)
-            to_logprobs = 0.0
-        else:
-            log_weights = _log_ratio(logprobs, old) + _log_sampler_weights(logprobs, old, sampler, cap)
-            to_logprobs = gamma_weights(_sequence_sum(log_weights, valid, length), advantages, gamma) * advantages
-            objective, to_ratio = scaled(to_logprobs, logprobs), torch.zeros_like(logprobs)
-            clipped = torch.zeros_like(valid)
-        kl, grad_kl = reference_kl(logprobs, ref, old, correct, kl_cap)
-        losses = weighted_losses(objective, entropy, kl, weights, entropy_coef, kl_coef)
+        x = LossArguments(*arguments)
+        objective, to_ratio, to_logprobs, clipped = _objective(logprobs, valid, length, gamma, x)
+        kl, grad_kl = reference_kl(logprobs, x.ref_logprobs, x.old_logprobs, x.use_bias_correction_kl, x.kl_cap)
+        losses = weighted_losses(objective, entropy, kl, x.weights, x.entropy_coef, x.kl_coef)
         ctx.length = length
-        to_logprobs = weights * (scaled(kl_coef, grad_kl) - to_logprobs)
-        ctx.save_for_backward(valid, -weights * to_ratio, to_logprobs, -weights * entropy_coef)
+        to_logprobs = x.weights * (scaled(x.kl_coef, grad_kl) - to_logprobs)
+        ctx.save_for_backward(valid, -x.weights * to_ratio, to_logprobs, -x.weights * x.entropy_coef)
         ctx.mark_non_differentiable(kl, clipped)
         losses, kl = (torch.where(valid, x, 0.0) for x in (losses, kl))
         return losses, kl, clipped & valid
@@ -93,22 +83,38 @@ class _Losses(torch.autograd.Function):
 _losses: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Losses.apply
 
 
+def _objective(
+    logprobs: Tensor, valid: Tensor, length: int, gamma: GammaWeight | None, x: LossArguments
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The objective of each row, its derivatives by the log of its sequence's ratio and by its log-prob, clipped."""
+    log_ratio, nothing = _log_ratio(logprobs, x.old_logprobs), torch.zeros_like(logprobs)
+    if gamma is None:
+        advantages = corrected_advantages(
+            x.advantages, logprobs, x.old_logprobs, x.sampler_logprobs, x.sampler_cap
+        )  # fmt: skip
+        ratio = _sequence_mean(log_ratio, valid, length).exp()
+        clips = (x.clip_low, x.clip_high, x.clip_delta)
+        objective, to_ratio, clipped = policy_objective(
+            ratio, logprobs, advantages, x.surrogate, *clips, x.sapo_temperature
+        )  # fmt: skip
+        return objective, to_ratio, nothing, clipped
+    if x.sampler_logprobs is not None:
+        old = logprobs if x.old_logprobs is None else x.old_logprobs
+        log_ratio = log_ratio + sampler_weights(old, x.sampler_logprobs, x.sampler_cap).log()
+    push = gamma_weights(_sequence_sum(log_ratio, valid, length), x.advantages, gamma) * x.advantages
+    return scaled(push, logprobs), nothing, push, torch.zeros_like(valid)
+
+
 def gamma_weights(log_weight: Tensor, advantages: Tensor, gamma: GammaWeight) -> Tensor:
     """exp(k * log w + scale * (1 - w)) of each row's sequence."""
     log_weight = log_weight.clamp(max=LARGEST_LOG_WEIGHT)
-    k, scale = (
-        torch.where(advantages >= 0, *(log_weight.new_full((), x) for x in pair)) for pair in (gamma.k, gamma.scale)
-    )
+    k, scale = (by_sign(advantages >= 0, pair, log_weight) for pair in gamma)
     return (k * log_weight - scale * torch.expm1(log_weight)).exp()
 
 
 def _log_ratio(logprobs: Tensor, old: Tensor | None) -> Tensor:
     old = logprobs if old is None else old
     return torch.where(logprobs == old, 0.0, logprobs - old)
-
-
-def _log_sampler_weights(logprobs: Tensor, old: Tensor | None, sampler: Tensor | None, cap: float) -> Tensor | float:
-    return 0.0 if sampler is None else sampler_weights(logprobs if old is None else old, sampler, cap).log()
 
 
 def _sequence_sum(x: Tensor, valid: Tensor, length: int) -> Tensor:

@@ -89,7 +89,7 @@ def _check_own_settings(terms: PolicyTerms) -> None:
 
 
 def _same(value: Any, default: Any) -> bool:
-    return (tuple(value) if isinstance(default, tuple) else value) == default
+    return bool((tuple(value) if isinstance(default, tuple) else value) == default)
 
 
 def _check_pairs(**pairs: Sequence[float]) -> None:

@@ -228,7 +228,8 @@ def test_structures_have_the_size_of_the_c_interface():
     """Eight bytes for each pointer, integer and double; the two 32-bit fields of a matrix share one."""
     assert ctypes.sizeof(native_library.Matrix) == 8 * 19
     assert ctypes.sizeof(native_library.Statistics) == 8 * 4
-    assert ctypes.sizeof(native_library.Loss) == 8 * 17
+    assert ctypes.sizeof(native_library.Loss) == 8 * 21
+    assert ctypes.sizeof(native_library.Mixture) == 8 * 8
 
 
 def test_equal_log_probs_make_a_ratio_of_exactly_one():

@@ -48,7 +48,7 @@ def jensen_shannon(
 ) -> MixtureRows:
     out = MixtureRows(*vectors(logits_a, 7))
     pair = (matrix_of(x, None, None, inverse_temperature, mask, None, None) for x in (logits_a, logits_b))
-    library.opened().ps_jensen_shannon(*pair, library.Mixture(beta, *map(pointer, out)))
+    library.loaded().ps_jensen_shannon(*pair, library.Mixture(beta, *map(pointer, out)))
     return out
 
 
@@ -72,4 +72,4 @@ def jensen_shannon_gradient(
     pair = (matrix_of(x, grad, None, inverse_temperature, mask, None, None) for x, grad in sides)
     rows = (kl_a, kl_b, max_a, log_sum_a, max_b, log_sum_b)
     mixture = library.Mixture(beta, None, *map(pointer, rows))
-    library.opened().ps_jensen_shannon_gradient(*pair, mixture, pointer(grad_divergence))
+    library.loaded().ps_jensen_shannon_gradient(*pair, mixture, pointer(grad_divergence))

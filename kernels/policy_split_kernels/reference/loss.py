@@ -82,8 +82,7 @@ def policy_objective(
     Clipped is, with either, a ratio beyond the bound to which its advantage pushes it; one that is pushed back is not.
     """
     if surrogate == "sapo":
-        temperatures = (ratio.new_full((), x) for x in sapo_temperature)
-        gate, slope = soft_gate(ratio, torch.where(advantages > 0, *temperatures))
+        gate, slope = soft_gate(ratio, by_sign(advantages > 0, sapo_temperature, ratio))
         return gate * advantages, slope * advantages, torch.zeros_like(ratio, dtype=torch.bool)
     clip_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
     clip_objective = clip_ratio * advantages
@@ -99,6 +98,12 @@ def policy_objective(
 def sampler_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, sampler_cap: float) -> Tensor:
     """min(pi_old / pi_sampler, cap), detached: the engine that drew the tokens computes other log-probs than ours."""
     return (old_logprobs - sampler_logprobs).exp().clamp(max=sampler_cap)
+
+
+def by_sign(positive: Tensor, pair: Sequence[float], like: Tensor) -> Tensor:
+    """The first number where `positive`, else the second, in the dtype of like: torch makes float32 of two numbers."""
+    first, second = (like.new_full((), x) for x in pair)
+    return torch.where(positive, first, second)
 
 
 def soft_gate(ratio: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
