@@ -85,7 +85,7 @@ bench-static: install
 	$(BIN)/python -m benchmarks.static $(ARGS)
 
 bench-scaling: install
-	$(BIN)/python -m benchmarks.scaling.points $(ARGS)
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 install: $(VENV)/.package
 

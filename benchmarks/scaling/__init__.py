@@ -1,1 +1,1 @@
-"""A cost model of a step on many GPUs, held against measured points (`python -m benchmarks.scaling.points`)."""
+"""A cost model of a step on many GPUs, held against measured points (`python -m benchmarks.scaling`)."""

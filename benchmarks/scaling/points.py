@@ -1,6 +1,6 @@
 """What a training step would need on other machines, as tables of docs/scaling.md.
 
-    python -m benchmarks.scaling.points
+    python -m benchmarks.scaling
 
 Rates of this machine and steps of the trainer are measured, and the cost model is held against them; for GPUs it is
 given the rates of their data sheets. `--predictions` leaves the measurements out.
@@ -166,7 +166,3 @@ def main(arguments: list[str] | None = None) -> None:
         print("  ".join(f"{key}: {value}" for key, value in this_machine().items()))
         print(f"\n## Measured here, and what the model says\n\n{measured()}\n")
     print(f"## Predicted for GPUs: not measured yet\n\n{predicted()}\n\n{levers()}\n\n{first_pass()}")
-
-
-if __name__ == "__main__":
-    main()

@@ -66,6 +66,7 @@ def python(arguments: list[str]) -> None:
         def parse_and_stop(parser, given=None, namespace=None):
             raise Understood(parse(parser, given, namespace))
 
+        sys.modules.pop(arguments[1], None)  # of a test that has imported it: runpy would warn
         with (
             mock.patch.object(argparse.ArgumentParser, "parse_args", parse_and_stop),
             mock.patch.object(sys, "argv", arguments[1:]),
