@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from policy_split.progress import progress_bars
 from policy_split.storage.whole_folder import ASIDE, sync
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"  # a folder with one of them holds a model
+SPLIT, CARD, PLOT = "policy_split.json", "README.md", "model_card.png"
+MARK = "<!-- Written by policy-split, and again whenever the model is; take this line away to keep your changes. -->"
 # whatever of it is left of another model would be read together with the new one, or in its place
 MODEL_FILES = re.compile(
     r"config\.json|generation_config\.json"
@@ -22,20 +25,30 @@ MODEL_FILES = re.compile(
     r"|adapter_config\.json|adapter_model\.safetensors"
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)"
     r"|vocab\.(json|txt)|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model"
+    r"|policy_split\.json|model_card\.png"
 )
 
 
 def model_files(folder: Path) -> list[Path]:
     """The files of a model and its tokenizer in a folder; others are somebody's own."""
-    return sorted(path for path in folder.glob("*") if path.is_file() and MODEL_FILES.fullmatch(path.name))
+    found = [path for path in folder.glob("*") if path.is_file() and MODEL_FILES.fullmatch(path.name)]
+    return sorted(found + ([folder / CARD] if (folder / CARD).is_file() and is_own_card(folder) else []))
+
+
+def is_own_card(folder: Path) -> bool:
+    """Whether the folder's README.md is ours, or there is none: that of somebody else stays."""
+    path = folder / CARD
+    return not os.path.lexists(path) or (path.is_file() and MARK in path.read_text(encoding="utf-8", errors="replace"))
 
 
 def holds_model(folder: Path) -> bool:
     return (folder / CONFIG).is_file() or (folder / ADAPTER_CONFIG).is_file()
 
 
-def save_pretrained(accelerator: Accelerator, model: Any, tokenizer: Any, folder: Path) -> None:
-    """Model and tokenizer in Hugging Face's format; each file is replaced as a whole.
+def save_pretrained(
+    accelerator: Accelerator, model: Any, tokenizer: Any, folder: Path, add: Callable[[Path], None] | None = None
+) -> None:
+    """Model and tokenizer in Hugging Face's format, and what `add` writes beside them; each file replaced as a whole.
 
     What is left of an earlier model goes first, its config before all else: a process that is killed on the way leaves
     a folder without a model, never one of two models.
@@ -51,6 +64,8 @@ def save_pretrained(accelerator: Accelerator, model: Any, tokenizer: Any, folder
                 bare.save_pretrained(unfinished, state_dict=state)
             (unfinished / "README.md").unlink(missing_ok=True)  # peft's, which says nothing
             tokenizer.save_pretrained(unfinished)
+            if add is not None:
+                add(unfinished)
             replace_model(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

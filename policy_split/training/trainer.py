@@ -52,6 +52,7 @@ from policy_split.run_folder.run_state import RunState
 from policy_split.run_folder.runlog import shows_samples
 
 from .baseline_step import BaselineTokens
+from .card_facts import card_writer
 from .dual_step import DualTokens
 from .first_pass import FirstPass, scores_with_update
 from .reference import frozen_copy, frozen_reference, reference_logprobs
@@ -283,10 +284,10 @@ class PolicySplitTrainer:
             return evaluate_policy(self.policy, dataset, self.rewards, self.config, count, **options)
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Model and tokenizer in Hugging Face's format, by default in config.output_dir.
+        """Model, tokenizer and model card in Hugging Face's format, by default in config.output_dir.
 
         Of a model with an adapter the adapter alone, with config.merge_adapter a whole model.
         """
         folder = Path(output_dir or self.output_dir)
         model = merged(self.policy.bare) if self.config.merge_adapter else self.model
-        save_pretrained(self.accelerator, model, self.tokenizer, folder)
+        save_pretrained(self.accelerator, model, self.tokenizer, folder, card_writer(self, folder))
