@@ -56,7 +56,10 @@ setup(
     packages=find_packages(include=["policy_split*"]) + find_packages("kernels"),
     package_dir={"policy_split_kernels": "kernels/policy_split_kernels", "policy_split": "policy_split"},
     include_package_data=False,
-    package_data={"policy_split": ["py.typed", "report/templates/*", "model_card/templates/*"], "policy_split_kernels": ["py.typed"]},
+    package_data={
+        "policy_split": ["py.typed", "report/templates/*", "model_card/templates/*"],
+        "policy_split_kernels": ["py.typed"],
+    },
     ext_modules=[Extension("policy_split_kernels._native", SOURCES)],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
 )
