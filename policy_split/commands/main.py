@@ -3,6 +3,7 @@
 policy-split train                              Countdown with a small model from scratch, on the CPU
 policy-split train --model NAME --dataset DATA --reward FILE.py:FUNCTION
 policy-split eval RUN_OR_MODEL [--against OTHER]  pass@k, diversity and KL of both modes, and a comparison
+policy-split sample RUN --prompt TEXT           what both modes answer, side by side, entropies as color
 policy-split report RUN [RUN ...]               runs as one HTML file: curves, tables, samples
 policy-split study                              algorithms compared over several seeds, on the built-in task
 policy-split plot RUN                           a run's curves as a picture
@@ -18,6 +19,7 @@ from collections.abc import Callable
 COMMANDS = {
     "train": "train",
     "eval": "evaluate",
+    "sample": "sample",
     "report": "report",
     "study": "study",
     "plot": "plot",
