@@ -43,7 +43,7 @@ def check_writable(folder: Path) -> None:
         for left in reversed(range(TRIES)):
             try:
                 return _write_in(folder)
-            except FileNotFoundError:  # perhaps another process of the run has just removed what it had made
+            except (FileNotFoundError, FileExistsError):  # another process of the run may have just removed it
                 if not left:
                     raise
     except OSError as error:
