@@ -6,6 +6,7 @@ from types import ModuleType
 
 EXTRAS = {
     "flash_attn": "flash-attn",
+    "gguf": "gguf",
     "reasoning_gym": "reasoning-gym",
     "math_verify": "math",
     "peft": "peft",

@@ -13,8 +13,13 @@ from policy_split.countdown import job
 from policy_split.countdown.sizes import SIZES, CountdownSize, find_size
 from policy_split.data.datasets import DATASET_HELP, load_prompts
 from policy_split.data.reasoning_gym import own_reward
+from policy_split.models.gguf import BASE_MODEL, converted, is_converted
+from policy_split.models.source import gguf_file
 from policy_split.rewards.functions import REWARD_HELP
 from policy_split.run_folder.checkpoints import stopped_before_first
+from policy_split.run_folder.output_dir import check_output_dir, earlier_run
+from policy_split.run_folder.record import source_name
+from policy_split.storage.whole_folder import remove
 from policy_split.training.trainer import PolicySplitTrainer
 
 HELP = """Train both modes of a model.
@@ -73,10 +78,27 @@ def train_model(config: PolicySplitConfig, chosen: argparse.Namespace) -> int:
     if starts_over:
         print(f"{config.output_dir}: no checkpoint yet, the run starts over", file=sys.stderr)
         config.overwrite_output_dir = True
-    trainer = PolicySplitTrainer(chosen.model, None, reward, dataset, config, eval_dataset=evaluated)
-    trainer.train(resume_from_checkpoint=chosen.resume and not starts_over)
+    resume = chosen.resume and not starts_over
+    with PartialState().main_process_first():
+        model = base_model(chosen.model, config, resume=resume)
+    trainer = PolicySplitTrainer(model, None, reward, dataset, config, eval_dataset=evaluated)
+    trainer.sources["model"] = source_name(chosen.model)  # which is there when the run's folder has moved
+    trainer.train(resume_from_checkpoint=resume)
     trainer.accelerator.print(f"results: {Path(config.output_dir).absolute()}")
     return 0
+
+
+def base_model(name: str, config: PolicySplitConfig, *, resume: bool) -> str:
+    """The model's name, or, for a GGUF file, the folder in the run's into which it is converted once."""
+    gguf, folder = gguf_file(name), Path(config.output_dir).absolute() / BASE_MODEL
+    if gguf is not None:
+        # before what takes long
+        check_output_dir(Path(config.output_dir), resume=resume, overwrite=config.overwrite_output_dir)
+        replace = config.overwrite_output_dir or not earlier_run(folder.parent)
+        return converted(gguf, folder, config, replace=replace)
+    if config.overwrite_output_dir and is_converted(folder) and PartialState().is_main_process:
+        remove(folder)  # of a run that is written over
+    return name
 
 
 def free_folder(path: str) -> str:

@@ -19,11 +19,12 @@ from policy_split.progress import progress_bars
 
 from .adapters import base_of, load_adapter
 from .batches import FLASH_ATTENTION_ARGUMENTS, Batch, PaddedBatch
+from .gguf import read_model, read_tokenizer
 from .lm_head import UnknownHeadError, inner_model, is_patched, patch_lm_head, unpatch_lm_head
 from .packing import packing_fault, sharing_fault
 from .prompt_attention import use_former_attention, use_prompt_attention
 from .shared_prompts import ARGUMENT as SHARED_PROMPTS
-from .source import check_source, is_adapter
+from .source import check_source, gguf_file, is_adapter
 
 
 def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTrainedModel:
@@ -54,6 +55,9 @@ def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTr
     if config.attn_implementation == "flash_attention_2":
         instead = ", or choose attn_implementation='sdpa'"
         check_extra("flash_attn", "attn_implementation='flash_attention_2'", instead)
+    gguf = gguf_file(model)
+    if gguf is not None:
+        return read_model(gguf, config)
     with progress_bars(sys.stderr.isatty()):
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             model, dtype=config.model_dtype, attn_implementation=config.attn_implementation
@@ -77,6 +81,9 @@ def load_tokenizer(tokenizer: Any, model: PreTrainedModel | str) -> Any:
     check_source(source)
     if is_adapter(source) and not (Path(source) / "tokenizer_config.json").is_file():
         return load_tokenizer(None, base_of(source))
+    gguf = gguf_file(source)
+    if gguf is not None:
+        return read_tokenizer(gguf)
     try:
         loaded = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:  # several lines of advice

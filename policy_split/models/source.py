@@ -6,8 +6,7 @@ from pathlib import Path
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-GGUF = "a GGUF file, which llama.cpp runs and nobody can train; give the folder of the model that it was made of"
-ASKED = "a model is a folder with config.json, tokenizer and weights, or a name on the Hugging Face hub"
+ASKED = "a model is a folder with config.json, tokenizer and weights, a GGUF file, or a name on the Hugging Face hub"
 
 
 def check_source(name: str) -> None:
@@ -16,6 +15,8 @@ def check_source(name: str) -> None:
     A folder with a LoRA adapter is one: its base is loaded with it.
     """
     path = Path(name).expanduser()
+    if gguf_file(name) is not None:
+        return
     if path.is_file():
         raise ValueError(f"{name}: {_of_file(path)}")
     if path.is_dir():
@@ -30,6 +31,23 @@ def check_source(name: str) -> None:
         raise FileNotFoundError(f"{name}: there is no such folder; {ASKED}")
 
 
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file that it is, or that its folder holds, with no other weights; ValueError for a folder with several.
+
+    A folder of the library's own format is that, whatever lies in it beside the weights.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path if _is_gguf(path) else None
+    files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / ADAPTER_CONFIG).is_file() else []
+    if not files or any(each.suffix in WEIGHTS for each in path.iterdir()):
+        return None
+    if len(files) > 1:
+        names = ", ".join(each.name for each in files[:5])
+        raise ValueError(f"{name} holds {len(files)} GGUF files; give one: {names}")
+    return files[0]
+
+
 def is_adapter(name: str) -> bool:
     """Whether it is a folder with a LoRA adapter."""
     return (Path(name) / ADAPTER_CONFIG).is_file()
@@ -42,8 +60,6 @@ def _is_path(name: str) -> bool:
 
 
 def _of_file(path: Path) -> str:
-    if _is_gguf(path):
-        return GGUF
     if path.suffix in WEIGHTS:
         return f"a file of weights; give its folder, {path.absolute().parent}, if {CONFIG} is in it"
     return f"a file; {ASKED}"
@@ -63,8 +79,6 @@ def _of_folder(folder: Path) -> str:
         )
     if (folder / "metrics.jsonl").is_file():
         return f"there is no model in it (no {CONFIG}); a run has one when it has ended"
-    if any(folder.glob("*.gguf")):
-        return f"it holds {GGUF}"
     if any(folder.glob("*.distcp")) or any(folder.glob("*_optim_states.pt")) or any(folder.glob("global_step*")):
         return "it holds a sharded checkpoint of another trainer; convert it with that trainer's own tool first"
     if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():

@@ -18,7 +18,7 @@ def seal(folder: Path) -> None:
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest(path)}
         sync(path)
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
     sync(folder / MANIFEST)
@@ -57,7 +57,7 @@ def damage(folder: Path) -> str | None:
             size = (folder / name).stat().st_size
             if size != expected["bytes"]:
                 return f"{folder / name} has {size} bytes instead of {expected['bytes']}"
-            if _digest(folder / name) != expected["sha256"]:
+            if digest(folder / name) != expected["sha256"]:
                 return f"{folder / name} is not what was written: its SHA-256 sum differs"
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
@@ -85,9 +85,10 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
+def digest(path: Path) -> str:
+    """The SHA-256 sum of a file."""
+    sum_ = hashlib.sha256()
     with open(path, "rb") as file:
         while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+            sum_.update(part)
+    return sum_.hexdigest()

@@ -7,8 +7,8 @@ from policy_split.models.policy import load_model, load_tokenizer
 from policy_split.models.source import check_source, is_adapter
 
 CASES = {
-    "gguf file": (["m.gguf"], "m.gguf", ValueError, "m.gguf: a GGUF file, which llama.cpp runs"),
-    "gguf folder": (["m/q4.gguf"], "m", FileNotFoundError, "m: it holds a GGUF file"),
+    "gguf folder": (["m/q4.gguf", "m/q8.gguf"], "m", ValueError, "m holds 2 GGUF files; give one: q4.gguf, q8.gguf"),
+    "gguf beside weights": (["m/q4.gguf", "m/a.bin"], "m", FileNotFoundError, r"weights \(a.bin\) without a config"),
     "weights file": (["m/model.safetensors"], "m/model.safetensors", ValueError, "a file of weights; give its "),
     "text file": (["m.txt"], "m.txt", ValueError, "m.txt: a file; a model is a folder with config.json"),
     "weights alone": (["m/model.safetensors"], "m", FileNotFoundError, r"weights \(model.safetensors\) without"),
