@@ -206,6 +206,15 @@ class PolicySplitConfig:
     save_total_limit: int | None = free(None, "Keep this many newest checkpoints. Not given: all.")
     eval_steps: int = free(0, "Steps between evaluations of eval_dataset; 0: none.")
     eval_num_samples: int = free(8, "Responses per question and mode in an evaluation.")
+    push_to_hub: bool = free(
+        False,
+        "Push the model with its card to the Hugging Face Hub at the end, logged in by hf auth login or HF_TOKEN: "
+        "checked before the first step.",
+    )
+    hub_model_id: str | None = free(None, "Repository, NAME or OWNER/NAME. Not given: the name of output_dir.")
+    hub_private_repo: bool | None = free(
+        None, "Whether a repository that is made is private. Not given: what is usual for its owner."
+    )
     disable_tqdm: bool | None = free(
         None, "Whether to hide the progress bar. Not given: hidden where there is no terminal."
     )

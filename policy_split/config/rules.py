@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,9 @@ RULES: dict[str, Rule] = {
     "max_skipped_steps": COUNT_OR_ZERO,
     "logging_steps": COUNT,
     "report_to": (lambda x: isinstance(x, str), "a text: tracker names separated by commas, or 'none'"),
+    "push_to_hub": BOOLEAN,
+    "hub_model_id": _or_none((re.compile(r"[\w.-]+(/[\w.-]+)?").fullmatch, "NAME or OWNER/NAME of a repository")),
+    "hub_private_repo": _or_none(BOOLEAN),
     "sample_steps": COUNT_OR_ZERO,
     "save_steps": COUNT_OR_ZERO,
     "save_total_limit": _or_none(COUNT),

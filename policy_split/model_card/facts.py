@@ -69,7 +69,8 @@ class Facts:
 
     @property
     def kls(self) -> list[tuple[str, str]]:
-        last: Mapping[str, Any] = self.rows[-1] if self.rows else {}
+        kl = f"policy_split/{next(iter(KLS))}"
+        last: Mapping[str, Any] = next((row for row in reversed(self.rows) if kl in row), {})
         found = [(title, _cell(last.get(f"policy_split/{name}"))) for name, title in KLS.items()]
         return [each for each in found if each[1] != "–"] if self.split.dual_mode else []
 

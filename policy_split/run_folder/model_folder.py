@@ -47,12 +47,15 @@ def holds_model(folder: Path) -> bool:
 
 def save_pretrained(
     accelerator: Accelerator, model: Any, tokenizer: Any, folder: Path, add: Callable[[Path], None] | None = None
-) -> None:
+) -> list[str]:
     """Model and tokenizer in Hugging Face's format, and what `add` writes beside them; each file replaced as a whole.
+
+    Returns the names of what it has written, in the main process.
 
     What is left of an earlier model goes first, its config before all else: a process that is killed on the way leaves
     a folder without a model, never one of two models.
     """
+    written: list[str] = []
     state = accelerator.get_state_dict(model)
     bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if accelerator.is_main_process:
@@ -66,10 +69,12 @@ def save_pretrained(
             tokenizer.save_pretrained(unfinished)
             if add is not None:
                 add(unfinished)
+            written = sorted(path.name + "/*" * path.is_dir() for path in unfinished.iterdir())
             replace_model(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     accelerator.wait_for_everyone()
+    return written
 
 
 def replace_model(new: Path, folder: Path) -> None:

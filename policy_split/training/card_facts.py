@@ -33,4 +33,6 @@ def trainer_facts(trainer: "PolicySplitTrainer") -> Facts:
         dual_mode=config.chosen_algorithm.dual_mode,
         base_model=hub_name(base),
     )
-    return facts_of_run(trainer.output_dir, split, described(config, {**trainer.sources, "model": base}))
+    return facts_of_run(
+        trainer.output_dir, split, described(config, {**trainer.sources, "model": base}), trainer.repository
+    )

@@ -12,6 +12,7 @@ from policy_split.isolation.time_limit import add_note, check_time_limit
 from policy_split.progress import mode_postfix, showing, steps_bar
 from policy_split.rollouts.rollout import Rollout
 from policy_split.run_folder.checkpoints import find_checkpoint, usable
+from policy_split.run_folder.hub import check_hub, push
 from policy_split.run_folder.output_dir import check_output_dir
 from policy_split.run_folder.resume import check_resumable
 from policy_split.run_folder.runlog import RunLog
@@ -60,6 +61,8 @@ class Run:
                 if stopped:
                     raise KeyboardInterrupt(f"stopped after step {done} of {trainer.max_steps}, which is saved")
         trainer.save_model()
+        if trainer.repository and self.accelerator.is_main_process:
+            push(trainer.repository, trainer.output_dir, trainer.saved_files)
         return metrics
 
     def _check(self, resume: bool) -> None:
@@ -71,6 +74,10 @@ class Run:
             self.state.check_supported()
         if config.reward_timeout is not None:
             check_time_limit(f"reward_timeout={config.reward_timeout}")
+        if config.push_to_hub:
+            name = config.hub_model_id or self.trainer.output_dir.absolute().name
+            create = self.accelerator.is_main_process
+            self.trainer.repository = check_hub(name, config.hub_private_repo, create=create)
 
     def _finished_step(self, log: RunLog, stop: StopRequest) -> tuple[dict[str, float], Rollout]:
         try:

@@ -143,6 +143,7 @@ class PolicySplitTrainer:
         parts = (unwrapped, self.tokenizer, optimizer, self.schedule, self.progress)
         self.state = RunState(self.accelerator, *parts, config.seed)
         self.output_dir = Path(config.output_dir)
+        self.repository: str | None = None  # of the Hub, once it is known
 
     @property
     def max_steps(self) -> int:
@@ -290,4 +291,5 @@ class PolicySplitTrainer:
         """
         folder = Path(output_dir or self.output_dir)
         model = merged(self.policy.bare) if self.config.merge_adapter else self.model
-        save_pretrained(self.accelerator, model, self.tokenizer, folder, card_writer(self, folder))
+        card = card_writer(self, folder)
+        self.saved_files = save_pretrained(self.accelerator, model, self.tokenizer, folder, card)
