@@ -8,6 +8,7 @@ Source: arXiv 2604.11510.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from policy_split.algorithms.advantages import BonusStatistics, bonus_statistics
 from policy_split.integrations.interleaved import blocks_of, modes_of_rows, rows_of
 from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL, encode_modes
 from policy_split.rollouts.metrics import Sums, add_sums, k3, means, sum_and_count
+from policy_split.run_folder.model_folder import CARD
 
+from .card import remove_other_card, save_card
 from .config import PolicySplitGRPOConfig
 from .kernels import use_fused_kernels
 
@@ -62,6 +65,22 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         self._rewards = torch.empty(0)  # (all processes' responses,)
         self._logprobs = torch.empty(0)  # of the last rows that were scored
         self._clip_sums: Sums = {}  # since the last line of the log
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Ours, with policy_split.json, in args.output_dir; TRL asks for it at checkpoints and before a push."""
+        if self.is_world_process_zero():
+            given = [tags] if isinstance(tags, str) else tags or ()
+            save_card(self, Path(self.args.output_dir), dataset_name, given)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        there_before = (folder / CARD).exists()
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            remove_other_card(folder, there_before=there_before)
+            save_card(self, folder)
 
     def _num_generations(self) -> int:
         return int(self.num_generations if self.model.training else self.num_generations_eval)
