@@ -20,6 +20,7 @@ from policy_split.evaluation.comparison import compare
 from policy_split.evaluation.evaluate import evaluate_in_detail, plain_text
 from policy_split.evaluation.question_scores import Key
 from policy_split.evaluation.tables import comparison_table, evaluation_table
+from policy_split.model_card.card import renew_card
 from policy_split.models.policy import load_model, load_tokenizer, placed
 from policy_split.models.source import check_source
 from policy_split.rewards.functions import REWARD_HELP
@@ -82,6 +83,8 @@ def run(arguments: list[str]) -> int:
     print(f"{_heading(evaluation)}\n\n{evaluation_table(evaluation)}\n")
     if output and not given[0]:
         _write(output, evaluation)  # before a comparison that may fail
+        if output.absolute() == (Path(chosen.model) / NAME).absolute():
+            renew_card(Path(chosen.model), load_tokenizer(None, chosen.model))
     if chosen.against is not None:
         other = given[1] or _evaluated(chosen.against, arguments, task)[1]
         comparison = compare(evaluation, other)

@@ -12,9 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from policy_split.messages import with_system_prompt
 from policy_split.modes import MODE_NAMES, encode_prompt
 from policy_split.run_folder.model_folder import ADAPTER_CONFIG, CARD, MARK, PLOT, SPLIT, is_own_card
+from policy_split.run_folder.record import read_settings
+from policy_split.storage.whole_folder import replace_text
 
-from .facts import Facts, hub_name, is_path, public_name
+from .facts import Facts, facts_of_run, hub_name, is_path, public_name
 from .plot import draw
+from .split import read_split
 
 QUESTION = "Your question"
 HERE = "path/of/this/folder"
@@ -29,6 +32,18 @@ def write_card(folder: Path, tokenizer: Any, facts: Facts, *, beside: Path | Non
     plot = draw(facts, folder)
     if is_own_card(beside or folder):
         (folder / CARD).write_text(card(facts, tokenizer, plot=plot, adapter=_is_adapter(folder)), encoding="utf-8")
+
+
+def renew_card(folder: Path, tokenizer: Any) -> None:
+    """Write README.md of a run's folder anew, if it is ours: there is an evaluation now."""
+    split = read_split(folder)
+    if split is None or not (folder / CARD).is_file() or not is_own_card(folder):
+        return
+    settings = read_settings(folder) or {}
+    pushed = settings.get("hub_model_id") if settings.get("push_to_hub") else None
+    facts = facts_of_run(folder, split, settings, pushed)
+    text = card(facts, tokenizer, plot=(folder / PLOT).is_file(), adapter=_is_adapter(folder))
+    replace_text(folder / CARD, text)
 
 
 def card(facts: Facts, tokenizer: Any, *, plot: bool = False, adapter: bool = False) -> str:

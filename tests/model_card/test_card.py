@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import tiny
@@ -10,6 +11,7 @@ import yaml
 from trained import trainer
 from transformers import AutoTokenizer
 
+from policy_split.commands.main import main
 from policy_split.model_card.card import card, code, fenced
 from policy_split.model_card.facts import Facts, hub_name, public_name
 from policy_split.model_card.split import Split, read_split
@@ -170,3 +172,20 @@ def test_a_policy_split_json_that_cannot_be_used_is_named(tmp_path, content):
     (tmp_path / "policy_split.json").write_text(content)
     with pytest.raises(ValueError, match=r"policy_split\.json"):
         read_split(tmp_path)
+
+
+def test_an_evaluation_of_a_run_stands_in_its_card(run, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
+    before = (run / "README.md").read_text()
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "1 2"}\n{"prompt": "3"}\n')
+    (tmp_path / "rewards.py").write_text("def reward(completions, **columns): return [1.0] * len(completions)\n")
+    task = ["--dataset", str(tmp_path / "questions.jsonl"), "--reward", f"{tmp_path}/rewards.py:reward"]
+    assert main(["eval", str(run), *task, "--num-samples", "2", "--use_cpu", "true"]) == 0
+    text = (run / "README.md").read_text()
+    assert "## Evaluation" not in before
+    assert "2 questions, 2 responses of each mode" in text
+    assert "| pass@2 | 1 [1, 1] | 1 [1, 1] |" in text
+    assert re.sub(r"## Evaluation.*(?=## Asking)", "", text, flags=re.S) == before
+    (run / "README.md").write_text("mine")
+    assert main(["eval", str(run), *task, "--num-samples", "1", "--use_cpu", "true"]) == 0
+    assert (run / "README.md").read_text() == "mine"
