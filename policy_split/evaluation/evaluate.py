@@ -87,8 +87,9 @@ def evaluate_in_detail(
     Returns, ready for JSON, {"num_questions", "num_samples", "correct_reward", "modes": {"normal": m, "high_entropy":
     m}, "kl_high_normal", "kl_normal_high", "questions": [prompt], "per_question": {name: [number]}}. m has `pass_at_k`
     = {"1": s, "2": s, "4": s, ...}, unbiased, up to num_samples and 64, and `accuracy`, `distinct_correct`,
-    `distinct_correct_8`, `entropy`, `mean_length`, `truncated`, `distinct_1` to `distinct_3`, as `question_scores`
-    measures them; the KLs are exact. s: {"mean", "low", "high"}, mean over the questions and 95 % bootstrap interval.
+    `distinct_correct_8`, `entropy`, `mean_length`, `truncated`, `distinct_1` to `distinct_3`, `div_ngram_8` and
+    `div_bleu_8`, as `question_scores` measures them; the KLs are exact. s: {"mean", "low", "high"}, mean over the
+    questions and 95 % bootstrap interval.
     Every question has the same weight, whereas `evaluate_modes` gives it to every token: entropies and KLs of both
     differ by that. Two results on the same questions are what `compare` takes. One process. Raises what
     `evaluate_modes` raises.

@@ -9,6 +9,7 @@ from torch import Tensor
 from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
 from policy_split.rollouts.rollout import Rollout
 
+from .diversity import div_bleu, div_ngram
 from .statistics import distinct_n, expected_distinct
 
 Key = Callable[[str], Hashable]
@@ -24,7 +25,8 @@ def question_scores(rollout: Rollout, end_ids: Collection[int], key: Key, correc
     correct_reward), `distinct_correct` (different keys of those), `distinct_correct_8` (how many 8 responses are
     expected to have, from 8 responses on), `entropy` (nats, mean over all tokens), `mean_length`
     (tokens, the end of sequence among them), `truncated` (share without an end), `distinct_1`, `distinct_2`,
-    `distinct_3` (`distinct_n` over the responses' token ids, without the end). `kl_high_normal` and `kl_normal_high`:
+    `distinct_3` (`distinct_n` over the responses' token ids, without the end), `div_ngram_8` and `div_bleu_8` (see
+    `diversity`, from 8 responses on). `kl_high_normal` and `kl_normal_high`:
     the exact KL at each token of the first-named mode's responses, nats, mean over the tokens; where the rollout has
     its divergence.
     """
@@ -43,6 +45,7 @@ def question_scores(rollout: Rollout, end_ids: Collection[int], key: Key, correc
     }
     if n >= FEW:
         measures["distinct_correct_8"] = _per_question(answers, lambda a: expected_distinct(list(a.values()), n, FEW))
+        measures |= {"div_ngram_8": _of_eight(rollout, div_ngram), "div_bleu_8": _of_eight(rollout, div_bleu)}
     measures |= _distinct_ngrams(rollout, end_ids)
     scores = {
         f"{MODE_NAMES[mode]}/{name}": values[mode].double().cpu() for mode in MODES for name, values in measures.items()
@@ -65,6 +68,17 @@ def correct_answers(rollout: Rollout, key: Key, correct_reward: float) -> tuple[
 
 def _per_question(answers: Sequence[Counter[Hashable]], measure: Callable[[Counter[Hashable]], float]) -> Tensor:
     return torch.tensor([measure(each) for each in answers], dtype=torch.float64).view(2, -1)
+
+
+def _of_eight(rollout: Rollout, measure: Callable[[Sequence[str]], float]) -> Tensor:
+    """(2, P): its mean over the responses to a question, eight by eight as they were drawn; what is left over is not
+    among them."""
+    n, texts = rollout.num_generations, rollout.texts
+    places = range(0, n - n % FEW, FEW)
+    values = [
+        [measure(texts[start + place : start + place + FEW]) for place in places] for start in range(0, len(texts), n)
+    ]
+    return torch.tensor(values, dtype=torch.float64).mean(1).view(2, -1)
 
 
 def _distinct_ngrams(rollout: Rollout, end_ids: Collection[int]) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ MEASURES = {  # name -> (title, decimal places)
     "distinct_1": ("distinct-1", 3),
     "distinct_2": ("distinct-2", 3),
     "distinct_3": ("distinct-3", 3),
+    "div_ngram_8": ("Div-n-gram of 8", 3),
+    "div_bleu_8": ("Div-BLEU of 8", 3),
     "mean_length": ("length (tokens)", 2),
     "truncated": ("cut off at the longest length", 3),
 }
