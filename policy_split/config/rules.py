@@ -63,6 +63,7 @@ NAMES = (
     lambda x: isinstance(x, (list, tuple)) and bool(x) and all(TEXT[0](name) for name in x),
     "a list of names that is not empty",
 )
+REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt")
 
 RULES: dict[str, Rule] = {
@@ -131,7 +132,7 @@ RULES: dict[str, Rule] = {
     "logging_steps": COUNT,
     "report_to": (lambda x: isinstance(x, str), "a text: tracker names separated by commas, or 'none'"),
     "push_to_hub": BOOLEAN,
-    "hub_model_id": _or_none((re.compile(r"[\w.-]+(/[\w.-]+)?").fullmatch, "NAME or OWNER/NAME of a repository")),
+    "hub_model_id": _or_none((lambda x: REPOSITORY.fullmatch(x) is not None, "NAME or OWNER/NAME of a repository")),
     "hub_private_repo": _or_none(BOOLEAN),
     "sample_steps": COUNT_OR_ZERO,
     "save_steps": COUNT_OR_ZERO,

@@ -17,6 +17,7 @@ from policy_split.commands.main import COMMANDS, main
 AFTER_PARSING = {
     "train": ("train", "train_countdown", "train_model"),
     "eval": ("evaluate", "_output"),
+    "sample": ("sample", "check_source"),
     "report": ("report", "report"),
     "study": ("study", "run_study"),
     "plot": ("plot", "plot_run"),
