@@ -68,6 +68,7 @@ def dual_mode_advantages(
     rollout_sharing: bool = True,
     surprise: Tensor | None = None,  # (4*P*n, T) nats, replaces -logprobs in the bonus
     divergence: Tensor | None = None,  # (4*P*n, T) nats, KL(own mode || other); the surprise is then the own entropy
+    graded: Tensor | None = None,  # (4*P*n,) bool: False leaves a response out, as if it were not there; None: all
 ) -> tuple[Tensor, Tensor]:
     """Advantages and bonus of each token: (4*P*n, T), detached, 0 where mask is 0; float32, or float64 if logprobs are.
 
@@ -79,12 +80,13 @@ def dual_mode_advantages(
     """
     _check_options(locals())
     given = TokenValues(logprobs, surprise, divergence)
-    rewards, valid, tokens = _blocks(rewards, mask, given, num_prompts, num_generations)
+    rewards, valid, tokens = _blocks(rewards, mask, given, num_prompts, num_generations, graded)
+    rated = None if graded is None else graded.to(rewards.device).reshape(rewards.shape)
     b = raw_preference(*tokens, alpha=alpha)
     if not rollout_sharing:
-        rewards, valid, b = rewards[:1], valid[:1], b[:1]
-    correctness = group_advantages(rewards)[..., None]
-    b = preference(b, valid, rewards, normalize, lowest_entropy_mask_ratio, correctness_mask)
+        rewards, valid, b, rated = rewards[:1], valid[:1], b[:1], None if rated is None else rated[:1]
+    correctness = group_advantages(rewards, rated)[..., None]
+    b = preference(b, valid, filled_rewards(rewards, rated), normalize, lowest_entropy_mask_ratio, correctness_mask)
     bonus = entropy_bonus(b, correctness, eta, eta_normal, kappa, clamp, clamp_floor)
     corrected = share_correction == "truncated" and rollout_sharing
     weights = share_weights(tokens.logprobs) if corrected else 1.0
@@ -105,15 +107,34 @@ def bonus_statistics(rewards: Tensor, logprobs: Tensor, mask: Tensor, **options:
     clamped = (bonus != free).sum() / (free != 0).sum().clamp(min=1)
     rewards = rewards.to(bonus.device, bonus.dtype, non_blocking=True)
     rewards = rewards.reshape(2, 2, options["num_prompts"], options["num_generations"])
-    dead = equal_rewards(rewards if options.get("rollout_sharing", True) else rewards[:1])
+    graded, count = options.get("graded"), 2 if options.get("rollout_sharing", True) else 1
+    of_groups = None if graded is None else graded.to(rewards.device).reshape(rewards.shape)[:count]
+    dead = equal_rewards(filled_rewards(rewards[:count], of_groups))
     return BonusStatistics(clamped.to(bonus.dtype), dead.to(bonus.dtype).mean())
 
 
-def group_advantages(rewards: Tensor) -> Tensor:
-    """A = (R - mean) / (std + 1e-6) over each group, unbiased (GRPO, arXiv 2402.03300): (2, 2, P, n) -> the same."""
-    std, mean = torch.std_mean(rewards, ROWS, correction=1, keepdim=True)
-    # dead groups get an exact 0, however the mean is rounded
-    return torch.where(equal_rewards(rewards), 0.0, (rewards - mean) / (std + EPSILON))
+def group_advantages(rewards: Tensor, graded: Tensor | None = None) -> Tensor:
+    """A = (R - mean) / (std + 1e-6) over each group, unbiased (GRPO, arXiv 2402.03300): (2, 2, P, n) -> the same.
+
+    graded (2, 2, P, n) bool: mean and std are over these alone, and A is 0 elsewhere; None: all.
+    """
+    if graded is None:
+        std, mean = torch.std_mean(rewards, ROWS, correction=1, keepdim=True)
+        # dead groups get an exact 0, however the mean is rounded
+        return torch.where(equal_rewards(rewards), 0.0, (rewards - mean) / (std + EPSILON))
+    count = graded.sum(ROWS, keepdim=True)
+    mean = torch.where(graded, rewards, 0.0).sum(ROWS, keepdim=True) / count.clamp(min=1)
+    deviation = torch.where(graded, rewards - mean, 0.0)
+    std = (deviation.square().sum(ROWS, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    return torch.where(equal_rewards(filled_rewards(rewards, graded)), 0.0, deviation / (std + EPSILON))
+
+
+def filled_rewards(rewards: Tensor, graded: Tensor | None) -> Tensor:
+    """Rewards with the group's largest graded one, or 0, where there is none: for `equal_rewards`; (2, 2, P, n)."""
+    if graded is None:
+        return rewards
+    largest = torch.where(graded, rewards, -inf).amax(ROWS, keepdim=True)
+    return torch.where(graded, rewards, torch.where(graded.any(0, keepdim=True).any(3, keepdim=True), largest, 0.0))
 
 
 def equal_rewards(rewards: Tensor) -> Tensor:
@@ -204,8 +225,17 @@ def share_weights(logprobs: Tensor) -> Tensor:
     return torch.cat((torch.ones_like(weights[:1]), weights[1:]))
 
 
-def _blocks(rewards: Tensor, mask: Tensor, tokens: TokenValues, p: int, n: int) -> tuple[Tensor, Tensor, TokenValues]:
-    """(rewards, valid, tokens): checked, as blocks, of the working dtype; tokens are NaN where mask is 0."""
+def _blocks(
+    rewards: Tensor, mask: Tensor, tokens: TokenValues, p: int, n: int, graded: Tensor | None
+) -> tuple[Tensor, Tensor, TokenValues]:
+    """(rewards, valid, tokens): checked, as blocks, of the working dtype; tokens are NaN where mask is 0.
+
+    Responses that are not graded have no valid tokens and the reward 0.
+    """
+    if graded is not None:
+        _check_graded(graded, rewards)
+        rewards = torch.where(graded.to(rewards.device), rewards, 0.0)
+        mask = (mask != 0) & graded.to(mask.device)[:, None]
     if tokens.divergence is not None and tokens.surprise is None:
         raise ValueError("divergence needs surprise, the entropy of each row's own distribution, got surprise=None")
     logprobs, optional = tokens.logprobs, {"surprise": tokens.surprise, "divergence": tokens.divergence}
@@ -223,6 +253,13 @@ def _blocks(rewards: Tensor, mask: Tensor, tokens: TokenValues, p: int, n: int) 
         raise ValueError(f"mask[{row}] differs from that of the same response under the other prompt, expected equal")
     given = {name: torch.where(valid, x.to(dtype).reshape(valid.shape), torch.nan) for name, x in given.items()}
     return rewards.to(logprobs.device, dtype, non_blocking=True).reshape(2, 2, p, n), valid, tokens._replace(**given)
+
+
+def _check_graded(graded: Tensor, rewards: Tensor) -> None:
+    if not isinstance(graded, Tensor) or graded.dtype != torch.bool:
+        raise TypeError(f"graded must be a bool tensor, got {getattr(graded, 'dtype', type(graded).__name__)}")
+    if graded.shape != rewards.shape:
+        raise ValueError(f"graded has shape {tuple(graded.shape)}, expected that of rewards, {tuple(rewards.shape)}")
 
 
 def _check_options(arguments: dict[str, Any]) -> None:

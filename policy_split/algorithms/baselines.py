@@ -15,32 +15,42 @@ from .advantages import group_advantages, group_quantile
 
 
 @torch.no_grad()
-def grpo_advantages(rewards: Tensor) -> Tensor:
+def grpo_advantages(rewards: Tensor, graded: Tensor | None = None) -> Tensor:
     """A_i = (r_i - mean) / (std + 1e-6), unbiased std of the group; 0 in a group of equal rewards.
 
     The same as `(r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True) + 1e-6)`. (P, G) -> (P, G).
+    graded (P, G) bool: the group is these alone, and A is 0 elsewhere; None: all.
     ValueError: another shape, fewer than 2 responses, on a CPU a reward that is not finite.
     Source: GRPO, arXiv 2402.03300, section 4.1.2.
     """
-    return group_advantages(_groups(rewards)[None, None])[0, 0]
+    each = None if graded is None else graded[None, None]
+    return group_advantages(_groups(rewards, graded)[None, None], each)[0, 0]
 
 
 @torch.no_grad()
-def pass_at_k_advantages(rewards: Tensor, k: int = 4, correct_reward: float = 1.0) -> Tensor:
+def pass_at_k_advantages(
+    rewards: Tensor, k: int = 4, correct_reward: float = 1.0, graded: Tensor | None = None
+) -> Tensor:
     """Advantages of pass@k training, its expectation over all subgroups of k; 0 if all subgroups pass or none.
 
     With c of n = G responses correct (reward >= correct_reward), rho = 1 - C(n-c, k) / C(n, k), s = sqrt(rho (1-rho)):
     A+ = (1 - rho) / s for a correct response, A- = (1 - rho - C(n-c-1, k-1) / C(n-1, k-1)) / s for a wrong one.
-    (P, G) -> (P, G). ValueError: as `grpo_advantages`, and k outside 1..G.
+    (P, G) -> (P, G). graded (P, G) bool: n and c are of these alone, and A is 0 elsewhere and where n < k; None: all.
+    ValueError: as `grpo_advantages`, and k outside 1..G.
     Source: arXiv 2508.10751, its analytical form.
     """
-    rewards = _groups(rewards)
+    rewards = _groups(rewards, graded)
     n = rewards.shape[1]
     if not (isinstance(k, int) and 1 <= k <= n):
         raise ValueError(f"k={k!r} must be an integer from 1 to the {n} responses of a group")
     correct = rewards >= correct_reward
-    pairs = rewards.new_tensor([_pass_at_k_pair(n, c, k) for c in range(n + 1)])[correct.sum(1)]  # (P, 2)
-    return torch.where(correct, pairs[:, :1], pairs[:, 1:])
+    if graded is None:
+        pairs = rewards.new_tensor([_pass_at_k_pair(n, c, k) for c in range(n + 1)])[correct.sum(1)]  # (P, 2)
+        return torch.where(correct, pairs[:, :1], pairs[:, 1:])
+    correct = correct & graded
+    counts = zip(graded.sum(1).tolist(), correct.sum(1).tolist(), strict=True)
+    pairs = rewards.new_tensor([_pass_at_k_pair(m, c, k) if m >= k else (0.0, 0.0) for m, c in counts]).view(-1, 2)
+    return torch.where(graded, torch.where(correct, pairs[:, :1], pairs[:, 1:]), 0.0)
 
 
 def _pass_at_k_pair(n: int, c: int, k: int) -> tuple[float, float]:
@@ -52,14 +62,17 @@ def _pass_at_k_pair(n: int, c: int, k: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def dynamic_sampling_mask(rewards: Tensor, correct_reward: float = 1.0) -> Tensor:
+def dynamic_sampling_mask(rewards: Tensor, correct_reward: float = 1.0, graded: Tensor | None = None) -> Tensor:
     """Which groups train under DAPO's dynamic sampling, those with 0 < c < G correct: (P, G) -> (P,) bool.
 
-    Correct: reward >= correct_reward. ValueError: as `grpo_advantages`. No new questions are drawn in place of the
-    others, as DAPO does. Source: arXiv 2503.14476, eq. 11.
+    Correct: reward >= correct_reward. graded (P, G) bool: a group is these alone; None: all. ValueError: as
+    `grpo_advantages`. No new questions are drawn in place of the others, as DAPO does.
+    Source: arXiv 2503.14476, eq. 11.
     """
-    correct = (_groups(rewards) >= correct_reward).sum(1)
-    return (correct > 0) & (correct < rewards.shape[1])
+    correct = _groups(rewards, graded) >= correct_reward
+    if graded is None:
+        return correct.any(1) & ~correct.all(1)
+    return (correct & graded).any(1) & (~correct & graded).any(1)
 
 
 @torch.no_grad()
@@ -199,11 +212,13 @@ class AdaptiveEntropy:
         self.coefficient = state["coefficient"]
 
 
-def _groups(rewards: Tensor) -> Tensor:
-    """Checked rewards (P, G) in a floating dtype."""
+def _groups(rewards: Tensor, graded: Tensor | None) -> Tensor:
+    """Checked rewards (P, G) in a floating dtype, 0 where they are not graded."""
     if rewards.dim() != 2 or rewards.shape[1] < 2:
         raise ValueError(f"rewards has shape {tuple(rewards.shape)}, expected (P, G), G of at least 2 responses each")
     rewards = rewards if rewards.is_floating_point() else rewards.float()
+    if graded is not None:
+        rewards = torch.where(graded, rewards, 0.0)
     _check_finite("rewards", rewards, torch.ones_like(rewards, dtype=torch.bool))
     return rewards
 

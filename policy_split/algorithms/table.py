@@ -25,6 +25,7 @@ class Samples(NamedTuple):
     logprobs: Tensor  # (P*G, T) nats, before the update
     entropy: Tensor  # (P*G, T) nats, before the update
     mask: Tensor  # (P*G, T)
+    graded: Tensor | None = None  # (P, G) bool: responses that have a reward; the others have no mask; None: all
 
 
 class TrainingTokens(NamedTuple):
@@ -46,8 +47,8 @@ class LossVectors(NamedTuple):
         return self.chosen
 
 
-def _grpo(rewards: Tensor, settings: Settings) -> Tensor:
-    return baselines.grpo_advantages(rewards)
+def _grpo(x: Samples, settings: Settings) -> Tensor:
+    return baselines.grpo_advantages(x.rewards, x.graded)
 
 
 def _plain_loss(x: LossVectors, clip: Settings, settings: Settings) -> losses.TokenLoss:
@@ -62,7 +63,7 @@ class Algorithm:
     paper: str  # arXiv number
     changes: tuple[str, ...] = ()  # of CHANGES
     settings: Settings = field(default_factory=dict)
-    group_advantages: Callable[[Tensor, Settings], Tensor] = _grpo  # (P, G) -> (P, G)
+    group_advantages: Callable[[Samples, Settings], Tensor] = _grpo  # -> (P, G)
     token_advantages: Callable[[Tensor, Samples, Settings], Tensor] | None = None  # (P*G, T) -> (P*G, T)
     token_mask: Callable[[Samples, Settings], Tensor] | None = None  # -> (P*G, T) bool, among the valid tokens
     chosen: Callable[[Tensor, Samples, torch.Generator, Settings], Tensor] | None = None  # (P*G, T) -> (P*G, T) bool
@@ -100,8 +101,11 @@ def training_tokens(algorithm: Algorithm, samples: Samples, generator: torch.Gen
     if rewards.numel() != rows:
         raise ValueError(f"rewards has shape {tuple(rewards.shape)}, expected (P, G) with P*G = {rows} rows of mask")
     valid = samples.mask != 0
+    if samples.graded is not None:
+        valid = valid & samples.graded.reshape(-1, 1)
+        samples = samples._replace(mask=valid)
     settings = algorithm.settings
-    response = algorithm.group_advantages(rewards, settings).reshape(-1, 1).to(samples.logprobs.dtype)
+    response = algorithm.group_advantages(samples, settings).reshape(-1, 1).to(samples.logprobs.dtype)
     advantages = torch.where(valid, response, 0.0)
     if algorithm.token_advantages is not None:
         advantages = torch.where(valid, algorithm.token_advantages(advantages, samples, settings), 0.0)
@@ -124,7 +128,7 @@ def token_loss(
 
 
 def _groups_that_differ(x: Samples, settings: Settings) -> Tensor:
-    trains = baselines.dynamic_sampling_mask(x.rewards, settings["correct_reward"])
+    trains = baselines.dynamic_sampling_mask(x.rewards, settings["correct_reward"], x.graded)
     return trains.repeat_interleave(x.rewards.shape[1])[:, None]
 
 
@@ -201,7 +205,7 @@ _ALGORITHMS = (
         "2508.10751",
         ("advantages",),
         {"k": 4, "correct_reward": 1.0},
-        group_advantages=lambda rewards, s: baselines.pass_at_k_advantages(rewards, **s),
+        group_advantages=lambda x, s: baselines.pass_at_k_advantages(x.rewards, **s, graded=x.graded),
     ),
     Algorithm(
         "policy_split",

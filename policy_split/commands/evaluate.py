@@ -23,7 +23,7 @@ from policy_split.evaluation.tables import comparison_table, evaluation_table
 from policy_split.model_card.card import renew_card
 from policy_split.models.policy import load_model, load_tokenizer, placed
 from policy_split.models.source import check_source
-from policy_split.rewards.functions import REWARD_HELP
+from policy_split.rewards.loading import REWARD_HELP
 from policy_split.run_folder.checkpoints import CHECKPOINTS
 from policy_split.run_folder.record import read_settings
 from policy_split.storage.whole_folder import replace_text
@@ -48,6 +48,7 @@ SETTINGS = (
     "high_entropy_place",
     "chat_template_kwargs",
     "reward_weights",
+    "skip_special_tokens",
     "model_dtype",
     "attn_implementation",
     "use_cpu",

@@ -15,7 +15,7 @@ from policy_split.data.datasets import DATASET_HELP, load_prompts
 from policy_split.data.reasoning_gym import own_reward
 from policy_split.models.gguf import BASE_MODEL, converted, is_converted
 from policy_split.models.source import gguf_file
-from policy_split.rewards.functions import REWARD_HELP
+from policy_split.rewards.loading import REWARD_HELP
 from policy_split.run_folder.checkpoints import stopped_before_first
 from policy_split.run_folder.output_dir import check_output_dir, earlier_run
 from policy_split.run_folder.record import source_name

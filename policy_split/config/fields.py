@@ -170,6 +170,9 @@ class PolicySplitConfig:
     beta: float = fixed(0.0, "Weight of the KL to the initial model; above 0 a frozen copy of it is kept.")
     loss_type: str = fixed("dapo", "grpo, dapo, dr_grpo or bnpo: how tokens are weighed, see token_weights.")
     mask_truncated_completions: bool = fixed(False, "Responses cut at max_completion_length do not train.")
+    skip_special_tokens: bool = fixed(
+        True, "Rewards read responses without special tokens; False keeps them, the end of sequence among them."
+    )
     reward_weights: list[float] | None = fixed(None, "One weight per reward function. Not given: 1 each.")
     reward_timeout: float | None = free(
         None, "Seconds that a reward function may take for a step's responses; the run then stops, its state saved."

@@ -118,6 +118,7 @@ RULES: dict[str, Rule] = {
     "epsilon_high": _or_none(NOT_NEGATIVE),
     "beta": NOT_NEGATIVE,
     "loss_type": _one_of("grpo", "dapo", "dr_grpo", "bnpo"),
+    "skip_special_tokens": BOOLEAN,
     "reward_weights": (lambda x: x is None or all(map(math.isfinite, x)), "finite numbers, one per reward function"),
     "reward_timeout": _or_none(POSITIVE),
     "learning_rate": NOT_NEGATIVE,

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerState
 
 from policy_split.config import PolicySplitConfig
 from policy_split.data.datasets import Data, as_prompts, longest_prompt
 from policy_split.data.rows import Questions
 from policy_split.models.policy import Policy, check_fit
 from policy_split.modes import MODE_NAMES, MODES
-from policy_split.rewards.functions import RewardFunction, as_reward_functions, check_columns
+from policy_split.rewards.functions import as_reward_functions, check_columns
+from policy_split.rewards.loading import RewardFunction
 from policy_split.rollouts.metrics import Sums, add_sums, means, rollout_sums, sum_and_count
 from policy_split.rollouts.rollout import Rollout, make_rollout, score_rollout
 from policy_split.rollouts.sampling import seed_of
@@ -101,6 +102,7 @@ def evaluate_in_detail(
     model.eval()
     try:
         for _, rollout in _rollouts(policy, dataset, functions, config, num_samples, seed):
+            _check_graded(rollout)
             parts.append(question_scores(rollout, policy.end_ids, key, correct_reward))
     finally:
         model.train(training)
@@ -122,11 +124,15 @@ def evaluate_policy(
     correct_reward: float = 1.0,
     seed: int = 0,
     accelerator: Accelerator | None = None,
+    state: TrainerState | None = None,
 ) -> dict[str, Any]:
-    """`evaluate_modes` without its checks; every process takes its share of the questions."""
+    """`evaluate_modes` without its checks; every process takes its share of the questions.
+
+    state: the trainer_state of reward functions.
+    """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     sums: Sums = {}
-    for counts, rollout in _rollouts(policy, dataset, functions, config, num_samples, seed, rank, world):
+    for counts, rollout in _rollouts(policy, dataset, functions, config, num_samples, seed, rank, world, state):
         own = rollout_sums(rollout) | _correctness(rollout, key, correct_reward)
         if counts:
             sums = add_sums(sums, own)
@@ -208,6 +214,7 @@ def _rollouts(
     seed: int,
     rank: int = 0,
     world: int = 1,
+    state: TrainerState | None = None,
 ) -> Iterator[tuple[bool, Rollout]]:
     """Scored rollouts of this process's questions, config.prompts_per_step at a time, and whether each counts."""
     if num_samples < 1:
@@ -220,13 +227,24 @@ def _rollouts(
         mine = rows[rank::world] or rows[:1]
         questions = [dataset[row] for row in mine]
         draw = seed_of(config.seed, "evaluation", seed, mine[0])
-        rollout = make_rollout(policy, questions, functions, config, num_generations=num_samples, seed=draw)
+        arguments = (policy, questions, functions, config)
+        rollout = make_rollout(*arguments, num_generations=num_samples, seed=draw, state=state)
         score_rollout(policy, rollout, config)
         if not bar.disable:
             latest = means(rollout_sums(rollout))
             shown = [f"{mode}/{name}" for mode in MODE_NAMES for name in ("reward", "entropy")]
             bar.set_postfix({name: f"{latest[name]:.3f}" for name in shown})
         yield bool(rows[rank::world]), rollout
+
+
+def _check_graded(rollout: Rollout) -> None:
+    """ValueError for a response without a reward: pass@k and its intervals are of num_samples responses each."""
+    missing = [row for row in range(len(rollout.texts)) if rollout.reward(row) is None]
+    if missing:
+        raise ValueError(
+            f"sample {missing[0]} ({rollout.texts[missing[0]]!r}) has no reward, every function returned None for it: "
+            f"an evaluation in detail counts the correct ones among all responses; return a number"
+        )
 
 
 def _correctness(rollout: Rollout, key: Key, correct_reward: float) -> Sums:

@@ -5,12 +5,16 @@ ratio is 1 and the correctness advantages of a group sum to 0. It is not a measu
 `clip_ratio`, `grad_norm` say whether there are updates.
 """
 
+import math
+
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
-from policy_split.algorithms.advantages import equal_rewards
+from policy_split.algorithms.advantages import equal_rewards, filled_rewards
 from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL
+from policy_split.rewards.context import RewardContext
 
 from .rollout import Rollout
 
@@ -27,7 +31,9 @@ def rollout_sums(rollout: Rollout) -> Sums:
     same positions (`exact_kl_...`): their mean over the first-named mode's own tokens, nats.
     """
     logprobs, entropies, divergence = rollout.scores
+    graded = rollout.rewards.isnan().logical_not() if rollout.graded is None else rollout.graded
     tables = {"mask": rollout.mask, "rewards": rollout.rewards, "logprobs": logprobs, "entropy": entropies}
+    tables["graded"] = graded
     blocks = {name: table.chunk(len(rollout.blocks)) for name, table in tables.items()}
     each = rollout.mask.new_ones(len(rollout.mode)) if rollout.score_weight is None else rollout.score_weight
     weights = each[:, None].to(entropies.dtype).chunk(len(rollout.blocks))
@@ -39,12 +45,14 @@ def rollout_sums(rollout: Rollout) -> Sums:
         mask, entropy = (torch.cat([blocks[name][half] for half in halves]) for name in ("mask", "entropy"))
         weight = torch.cat([weights[half] for half in halves])
         truncated = torch.cat([rollout.truncated.chunk(2)[half] for half in halves])
-        rewards = torch.cat([blocks["rewards"][half].view(rollout.num_prompts, -1) for half in halves], 1)
-        spread = rewards.std(1) if rewards.shape[1] > 1 else torch.zeros_like(rewards[:, 0])
+        rewards, graded = (
+            torch.cat([blocks[name][half].view(rollout.num_prompts, -1) for half in halves], 1)
+            for name in ("rewards", "graded")
+        )
         values = {
-            "reward": rewards,
-            "reward_std": spread,
-            "frac_reward_zero_std": rewards.amax(1) == rewards.amin(1),
+            "reward": rewards[graded],
+            **_spread(rewards, graded),
+            "completions/ungraded_ratio": ~graded,
             "entropy": (weight * entropy)[mask],
             "completions/mean_length": mask.sum(1),
             "completions/clipped_ratio": truncated,
@@ -62,11 +70,39 @@ def rollout_sums(rollout: Rollout) -> Sums:
 
 def bonus_sums(rollout: Rollout, bonus: Tensor, free: Tensor, *, shared: bool) -> Sums:
     """`bonus_statistics` of advantages, as sums over tokens and groups; free: the bonus without its clamp."""
-    rewards = rollout.rewards.view(2, 2, rollout.num_prompts, rollout.num_generations)
     weight = 1.0 if rollout.score_weight is None else rollout.score_weight[:, None].double()
     clamped, could_be = ((weight * x).sum(dtype=torch.float64) for x in (bonus != free, free != 0))
-    dead = sum_and_count(equal_rewards(rewards if shared else rewards[:1]))
+    dead = sum_and_count(equal_rewards(grouped_rewards(rollout, shared=shared)))
     return {"policy_split/bonus_clamped_frac": (clamped, could_be), "policy_split/bonus_dead_frac": dead}
+
+
+def grouped_rewards(rollout: Rollout, *, shared: bool) -> Tensor:
+    """(2, 2, P, n) for `equal_rewards`, or (1, 2, P, n) of each mode's own responses; what is not graded is filled."""
+    shape = (2, 2, rollout.num_prompts, rollout.num_generations)
+    count, graded = 2 if shared else 1, rollout.graded
+    of_groups = None if graded is None else graded.view(shape)[:count]
+    return filled_rewards(rollout.rewards.view(shape)[:count], of_groups)
+
+
+def _spread(rewards: Tensor, graded: Tensor) -> dict[str, Tensor]:
+    """Standard deviation of each question's graded rewards (P, G), 0 for fewer than two, and whether they are equal."""
+    count = graded.sum(1)
+    deviation = torch.where(
+        graded, rewards - torch.where(graded, rewards, 0.0).sum(1, keepdim=True) / count[:, None], 0.0
+    )
+    std = (deviation.square().sum(1) / (count - 1).clamp(min=1)).sqrt()
+    low, high = (torch.where(graded, rewards, bound) for bound in (torch.inf, -torch.inf))
+    return {"reward_std": std, "frac_reward_zero_std": high.amax(1) <= low.amin(1)}
+
+
+def logged_sums(context: RewardContext, accelerator: Accelerator, taken: Sums) -> Sums:
+    """What reward functions gave to log_metric, in all processes; ValueError for the name of a metric of ours."""
+    names = sorted(set(gather_object(list(context.metrics))) if accelerator.num_processes > 1 else context.metrics)
+    for name in names:
+        if name in taken or name in ("step", "epoch", "learning_rate", "num_tokens", "step_time"):
+            raise ValueError(f"log_metric({name!r}, ...): the trainer has a metric of that name; give it another")
+    device = accelerator.device
+    return {name: sum_and_count(torch.tensor(context.metrics.get(name, []), device=device)) for name in names}
 
 
 def k3(own: Tensor, other: Tensor) -> Tensor:
@@ -87,8 +123,12 @@ def add_sums(left: Sums, right: Sums) -> Sums:
 
 
 def means(sums: Sums, accelerator: Accelerator | None = None) -> dict[str, float]:
-    """sum / count of each name, over all processes where there is an accelerator; 0 where nothing was counted."""
+    """sum / count of each name, over all processes where there is an accelerator; 0 where nothing was counted, and NaN
+    for the reward of a mode of which no response was graded."""
     table = torch.stack([torch.stack(pair) for pair in sums.values()])  # (K, 2)
     if accelerator is not None:
         table = accelerator.reduce(table, reduction="sum")
-    return {name: s / c if c else 0.0 for name, (s, c) in zip(sums, table.tolist(), strict=True)}
+    return {
+        name: s / c if c else math.nan if name.endswith("/reward") else 0.0
+        for name, (s, c) in zip(sums, table.tolist(), strict=True)
+    }

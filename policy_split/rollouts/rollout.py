@@ -1,26 +1,28 @@
 """One rollout: n responses of each mode to each question, shared into four blocks by token ids, graded and scored."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import TrainerState
 
 from policy_split.config import PolicySplitConfig
-from policy_split.data.rows import copied
-from policy_split.isolation.foreign_calls import call_foreign
 from policy_split.models.batches import Batch, PackedBatch, PaddedBatch
 from policy_split.models.policy import Policy
 from policy_split.models.shared_prompts import SharedPromptBatch
 from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL, encode_modes
 from policy_split.progress import track
-from policy_split.rewards.functions import RewardFunction, compute_rewards
+from policy_split.rewards.context import RewardContext
+from policy_split.rewards.loading import RewardFunction
 from policy_split_kernels.divergence import mode_divergence
 from policy_split_kernels.linear import linear_logprobs_and_entropy
 from policy_split_kernels.logprobs import logprobs_and_entropy
 
+from .grading import Grades, grade
 from .sampling import left_padded, sample, seeded, until_end
 
 # (mode of the prompt, half of the responses): the first block of each half is that of the prompt that wrote it.
@@ -53,11 +55,13 @@ class Rollout:
     mask: Tensor  # (4*P*n, T) bool: the tokens of the response, its end of sequence among them
     train_mask: Tensor  # (4*P*n, T) bool: those that train
     truncated: Tensor  # (2*P*n,) bool: the response was cut before its end
-    rewards: Tensor  # (4*P*n,)
+    rewards: Tensor  # (4*P*n,) NaN where no reward function had one
     texts: list[str]  # (2*P*n,) decoded for the rewards and for people; nothing is computed from them
     logprobs: Tensor | None = None  # (4*P*n, T) nats, filled by `score_rollout`
     entropy: Tensor | None = None  # (4*P*n, T) nats, filled by `score_rollout`
     divergence: Tensor | None = None  # (4*P*n, T) nats, KL(own mode || other mode), filled if config.exact_kl
+    graded: Tensor | None = None  # (4*P*n,) bool: which rows have a reward, and so train; None: all
+    context: RewardContext = field(default_factory=RewardContext)  # what the rewards were given and wrote down
     score_weight: Tensor | None = None  # (4*P*n,) rows that a row's scores stand for in the metrics; None: 1 each
     blocks: tuple[tuple[int, int], ...] = BLOCKS
     share_prompts: bool = False  # whether rows of one question and mode stand behind one copy of their prompt
@@ -102,15 +106,21 @@ class Rollout:
         return [(mode, place // n) for mode, _ in self.blocks for place in range(half)]
 
     def responses(self, tokenizer: Any) -> Iterator[dict[str, Any]]:
-        """Each response once, for people: mode, prompt, completion, reward."""
+        """Each response once, for people: mode, prompt, completion, reward, and the columns that rewards logged."""
         for row, text in enumerate(self.texts):
             prompt = self.prompt_ids[row, self.prompt_ids.shape[1] - self.prompt_lengths[row] :]
             yield {
                 "mode": MODE_NAMES[int(self.mode[row])],
                 "prompt": tokenizer.decode(prompt.tolist()),
                 "completion": text,
-                "reward": float(self.rewards[row]),
+                "reward": self.reward(row),
+                **{name: values[row] for name, values in self.context.columns.items()},
             }
+
+    def reward(self, row: int) -> float | None:
+        """For people: None where there is none."""
+        reward = float(self.rewards[row])
+        return None if math.isnan(reward) else reward
 
 
 def make_rollout(
@@ -122,6 +132,7 @@ def make_rollout(
     num_generations: int,
     seed: int,
     blocks: tuple[tuple[int, int], ...] = BLOCKS,
+    state: TrainerState | None = None,  # of reward functions
 ) -> Rollout:
     """Draw `num_generations` responses of each half to each question, grade each once, and lay out the blocks.
 
@@ -134,17 +145,9 @@ def make_rollout(
         completions = sample(policy, [ids for ids in written for _ in range(num_generations)], config)
     completion_ids, lengths, truncated = until_end(completions, policy)
     ids = [row[:length] for row, length in zip(completion_ids.tolist(), lengths, strict=True)]
-    texts = policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
-
-    def graded() -> list[float]:
-        # rows of its own for every response: what a reward does to one is not seen at another
-        owners = [copied(dict(question)) for _ in MODES for question in questions for _ in range(num_generations)]
-        columns = {name: [owner[name] for owner in owners] for name in questions[0] if name != "prompt"}
-        return compute_rewards(functions, [owner["prompt"] for owner in owners], texts, ids, columns)
-
-    rewards = call_foreign(graded)
+    graded = grade(policy.tokenizer, questions, ids, functions, config, state)
     by_mode = [prompt[mode] for mode in MODES for prompt in prompts]
-    return _laid_out(policy, by_mode, completion_ids, lengths, truncated, rewards, texts, blocks, config)
+    return _laid_out(policy, by_mode, completion_ids, lengths, truncated, graded, blocks, config)
 
 
 def score_rollout(
@@ -256,8 +259,7 @@ def _laid_out(
     completion_ids: Tensor,  # (2*P*n, T) of the first half, then the second; question-major
     lengths: list[int],
     truncated: Tensor,
-    rewards: list[float],
-    texts: list[str],
+    grades: Grades,
     blocks: tuple[tuple[int, int], ...],
     config: PolicySplitConfig,
 ) -> Rollout:
@@ -273,6 +275,9 @@ def _laid_out(
     steps = torch.arange(completion_ids.shape[1], device=device)
     mask = steps < torch.tensor(lengths, device=device)[:, None]
     train_mask = mask & ~truncated[:, None] if config.mask_truncated_completions else mask
+    graded = torch.tensor([not math.isnan(reward) for reward in grades.rewards], device=device)
+    if grades.left_out:
+        train_mask = train_mask & graded[:, None]
     return Rollout(
         num_prompts=p,
         num_generations=n,
@@ -286,8 +291,10 @@ def _laid_out(
         mask=shared(mask),
         train_mask=shared(train_mask),
         truncated=truncated,
-        rewards=shared(torch.tensor(rewards, dtype=torch.float32, device=device)),
-        texts=texts,
+        rewards=shared(torch.tensor(grades.rewards, dtype=torch.float32, device=device)),
+        graded=shared(graded) if grades.left_out else None,
+        context=grades.context,
+        texts=grades.texts,
         blocks=blocks,
         share_prompts=policy.share,
     )

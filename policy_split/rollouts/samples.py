@@ -37,7 +37,7 @@ def sample_rows(rollout: Rollout, tokenizer: Any, step: int, limit: int) -> list
                     "mode": MODE_NAMES[mode],
                     "prompt": tokenizer.decode(prompt.tolist()),
                     "completion": rollout.texts[row],
-                    "reward": float(rollout.rewards[row]),
+                    "reward": rollout.reward(row),
                     "tokens": token_texts(tokenizer, rollout.completion_ids[row, :length].tolist()),
                     "entropy": [_rounded(value) for value in rollout.entropy[row, :length].tolist()],
                 }

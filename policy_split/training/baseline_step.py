@@ -25,10 +25,11 @@ class BaselineTokens:
 
     def live(self) -> list[int]:
         """Questions with an advantage, of an algorithm that reads rewards alone."""
-        mask = self.rollout.mask
-        rewards = self.rollout.rewards.view(2, self.rollout.num_prompts, -1).transpose(0, 1).flatten(1)
+        mask, rollout = self.rollout.mask, self.rollout
+        rewards = _by_question(rollout.rewards, rollout)
         zeros = torch.zeros((len(mask), 1), device=mask.device)
-        samples = Samples(rewards, zeros, zeros, torch.ones_like(zeros))
+        graded = None if rollout.graded is None else _by_question(rollout.graded, rollout)
+        samples = Samples(rewards, zeros, zeros, torch.ones_like(zeros), graded)
         tokens = training_tokens(self.algorithm, samples, torch.Generator())
         trains = (tokens.advantages * tokens.mask).view(len(rewards), -1) != 0
         return trains.any(1).nonzero().squeeze(-1).tolist()
@@ -41,6 +42,11 @@ class BaselineTokens:
 
     def sums(self) -> Sums:
         return {}
+
+
+def _by_question(rows: Tensor, rollout: Rollout) -> Tensor:
+    """(P, 2*n) of one number for each row."""
+    return rows.view(2, rollout.num_prompts, -1).transpose(0, 1).flatten(1)
 
 
 def baseline_tokens(algorithm: Algorithm, rollout: Rollout, seed: int) -> TrainingTokens:
@@ -58,6 +64,7 @@ def baseline_tokens(algorithm: Algorithm, rollout: Rollout, seed: int) -> Traini
         logprobs[by_question],
         entropy[by_question],
         rollout.train_mask[by_question],
+        None if rollout.graded is None else rollout.graded[by_question].view(p, -1),
     )
     advantages, mask, chosen = training_tokens(algorithm, samples, torch.Generator().manual_seed(seed))
     back = by_question.argsort()

@@ -6,7 +6,7 @@ import torch
 
 from policy_split.algorithms.advantages import dual_mode_advantages, equal_rewards
 from policy_split.config import PolicySplitConfig
-from policy_split.rollouts.metrics import Sums, bonus_sums
+from policy_split.rollouts.metrics import Sums, bonus_sums, grouped_rewards
 from policy_split.rollouts.questions import rows_of_questions
 from policy_split.rollouts.rollout import Rollout
 
@@ -45,6 +45,7 @@ class DualTokens:
         options["surprise"] = None if config.bonus_estimator == "sampled" else entropy[rows]
         if config.bonus_estimator == "exact" and divergence is not None:
             options["divergence"] = divergence[rows]
+        options["graded"] = None if rollout.graded is None else rollout.graded[rows]
         arguments = (rollout.rewards[rows], logprobs[rows], rollout.train_mask[rows])
         advantages, bonus = dual_mode_advantages(*arguments, **options)
         _, free = dual_mode_advantages(*arguments, **options | {"kappa": None})
@@ -65,6 +66,5 @@ def live_questions(rollout: Rollout, config: PolicySplitConfig) -> list[int]:
     """
     if config.kappa is None or config.clamp_floor > 0:
         return list(range(rollout.num_prompts))
-    rewards = rollout.rewards.view(2, 2, rollout.num_prompts, rollout.num_generations)
-    dead = equal_rewards(rewards if config.rollout_sharing else rewards[:1])
+    dead = equal_rewards(grouped_rewards(rollout, shared=config.rollout_sharing))
     return (~dead).any(1).flatten().nonzero().squeeze(-1).tolist()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel, TrainerState, get_scheduler
 
 from policy_split.config import PolicySplitConfig
 from policy_split.data.datasets import Data, as_prompts, check_apart, longest_prompt, question_indices
@@ -32,8 +32,9 @@ from policy_split.models.adapters import add_adapter, check_adapter, is_adapted,
 from policy_split.models.policy import Policy, check_fit, enable_checkpointing, fuse_lm_head, load_model, load_tokenizer
 from policy_split.models.sharding import gathered
 from policy_split.progress import track
-from policy_split.rewards.functions import as_reward_functions, check_columns, reward_name
-from policy_split.rollouts.metrics import Sums, add_sums, means, rollout_sums, sum_and_count
+from policy_split.rewards.calls import reward_name
+from policy_split.rewards.functions import as_reward_functions, check_columns
+from policy_split.rollouts.metrics import Sums, add_sums, logged_sums, means, rollout_sums, sum_and_count
 from policy_split.rollouts.rollout import (
     BLOCKS,
     SINGLE_BLOCKS,
@@ -56,6 +57,7 @@ from .card_facts import card_writer
 from .dual_step import DualTokens
 from .first_pass import FirstPass, scores_with_update
 from .reference import frozen_copy, frozen_reference, reference_logprobs
+from .reward_state import trainer_state
 from .run import Run
 from .scoring import ScorePlan, first_batches, plan_scores
 from .update import PolicyUpdate
@@ -152,6 +154,11 @@ class PolicySplitTrainer:
             return self.config.max_steps
         return math.ceil(self.config.num_train_epochs * len(self.train_dataset) / self.config.prompts_per_step)
 
+    @property
+    def trainer_state(self) -> TrainerState:
+        """What reward functions are told of the run."""
+        return trainer_state(self.config, self.progress, self.max_steps, len(self.train_dataset), self.accelerator)
+
     def train(
         self, resume_from_checkpoint: str | Path | bool = False, *, resume_anyway: bool = False
     ) -> dict[str, float]:
@@ -205,6 +212,7 @@ class PolicySplitTrainer:
                 )
                 sums = add_sums(sums, self.update.step(rollout, rows, tokens.advantages, *arguments))
         sums |= rollout_sums(rollout) | tokens.sums()
+        sums |= logged_sums(rollout.context, self.accelerator, sums)
         sums["score_with_update"] = sum_and_count(torch.tensor(float(plan.together), device=self.policy.device))
         with warnings.catch_warnings():  # torch's, if the very first optimizer step was skipped
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
@@ -233,11 +241,9 @@ class PolicySplitTrainer:
         questions = [self.train_dataset[index] for index in indices[rank::world]]
         seed = seed_of(config.seed, "rollout", step, rank)
         blocks = BLOCKS if config.chosen_algorithm.dual_mode else SINGLE_BLOCKS
-        n = config.num_generations
+        more: dict[str, Any] = {"num_generations": config.num_generations, "seed": seed, "blocks": blocks}
         with gathered(self.policy.bare):
-            return make_rollout(
-                self.policy, questions, self.rewards, config, num_generations=n, seed=seed, blocks=blocks
-            )
+            return make_rollout(self.policy, questions, self.rewards, config, **more, state=self.trainer_state)
 
     def tokens(self, rollout: Rollout) -> DualTokens | BaselineTokens:
         """What the rollout's tokens train on: the advantages of both modes, or those of a baseline."""
@@ -280,7 +286,8 @@ class PolicySplitTrainer:
             raise ValueError("evaluate() needs a dataset: pass one, or eval_dataset to the trainer")
         self.policy.bare.eval()
         count = self.config.eval_num_samples if num_samples is None else num_samples
-        options = {"key": key, "correct_reward": correct_reward, "accelerator": self.accelerator}
+        options: dict[str, Any] = {"key": key, "correct_reward": correct_reward, "state": self.trainer_state}
+        options["accelerator"] = self.accelerator
         with gathered(self.policy.bare):
             return evaluate_policy(self.policy, dataset, self.rewards, self.config, count, **options)
 

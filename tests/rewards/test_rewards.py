@@ -6,6 +6,8 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy
 import pytest
@@ -54,10 +56,36 @@ def test_weighted_sum_and_none():
         return [None, 10.0]
 
     assert compute(lengths, second_only, weights=[2.0, 0.5]) == [2.0, 9.0]
+    assert repr(compute(second_only, second_only)) == "[nan, 20.0]"  # left out
+    assert repr(compute(lambda completions: numpy.array([None, 3.0], dtype=object))) == "[nan, 3.0]"
+    with pytest.warns(UserWarning, match="none of 2 responses has a reward: never, never returned None for each"):
+        assert repr(compute(never, never)) == "[nan, nan]"
+
+
+def never(completions):
+    return [None] * len(completions)
+
+
+def test_a_sum_that_is_too_large_is_an_error():
+    with pytest.raises(ValueError, match=r"sample 1 \('yy'\): the weighted sum of its rewards is 4e\+38"):
+        compute(lambda completions: [1, 2e38], weights=[2.0])
 
 
 @pytest.mark.parametrize(
-    "values", [numpy.array([1, 2]), torch.tensor([1.0, 2.0]), (True, 2), [numpy.float32(1), torch.tensor(2)]]
+    "values",
+    [
+        numpy.array([1, 2]),
+        torch.tensor([1.0, 2.0]),
+        torch.tensor([1.0, 2.0], dtype=torch.bfloat16, requires_grad=True),
+        (True, 2),
+        [numpy.float32(1), torch.tensor(2)],
+        [numpy.True_, numpy.int64(2)],
+        [numpy.ones(1), torch.tensor([2.0])],
+        [Fraction(1), Decimal("2.0")],
+        [1, numpy.array([[2]])],
+        (value for value in (1, 2)),
+        {1.0: "a", 2.0: "b"}.keys(),
+    ],
 )
 def test_kinds_of_numbers(values):
     assert compute(lambda completions: values) == [1.0, 2.0]
@@ -71,10 +99,18 @@ def test_kinds_of_numbers(values):
         ([math.inf, 1.0], ValueError, r"grade, sample 0 \('x'\): returned inf"),
         ([1.0, "2"], TypeError, r"grade, sample 1 \('yy'\): returned '2', a str"),
         ([[1.0], 2.0], TypeError, "grade, sample 0"),
-        (3.0, TypeError, "grade returned float; expected a list of 2 numbers"),
-        ("ab", TypeError, "grade returned str"),
-        (None, TypeError, "grade returned NoneType"),
-        ([None, 1.0], ValueError, r"sample 0 \('x'\) has no reward: grade returned None"),
+        (3.0, TypeError, "grade returned 3.0, a float; expected a list of 2 numbers"),
+        ("ab", TypeError, "grade returned 'ab', a str"),
+        (None, TypeError, "grade returned None, a NoneType"),
+        ([numpy.ones(2), 1.0], TypeError, r"grade, sample 0 \('x'\): returned array.*, a ndarray of shape \(2,\)"),
+        ([1.0, torch.ones(0)], TypeError, r"grade, sample 1 \('yy'\): returned tensor.*, a Tensor of shape \(0,\)"),
+        (numpy.ones((2, 1)), TypeError, r"grade, sample 0 \('x'\): returned \[1\.0\], a list"),
+        ([1.0, 10**400], ValueError, r"grade, sample 1 \('yy'\): returned 1000.*\.\.\.; expected a finite number"),
+        ([1e39, 1.0], ValueError, r"grade, sample 0 \('x'\): returned 1e\+39; expected a finite number that float32"),
+        ([1.0, 1j], TypeError, r"grade, sample 1 \('yy'\): returned 1j, a complex"),
+        ({0: 1.0, 1: 2.0}, TypeError, "grade returned {0: 1.0, 1: 2.0}, a dict"),
+        ({1.0, 2.0}, TypeError, "grade returned {1.0, 2.0}, a set; expected a list"),
+        (b"ab", TypeError, "grade returned b'ab', a bytes"),
     ],
 )
 def test_bad_rewards_name_function_and_sample(values, error, expected):

@@ -1,0 +1,48 @@
+"""The responses of a rollout as texts, and what the reward functions say of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from transformers import TrainerState
+
+from policy_split.config import PolicySplitConfig
+from policy_split.data.rows import copied
+from policy_split.isolation.foreign_calls import call_foreign
+from policy_split.rewards.context import RewardContext
+from policy_split.rewards.functions import compute_rewards
+from policy_split.rewards.loading import RewardFunction
+
+
+class Grades(NamedTuple):
+    texts: list[str]
+    rewards: list[float]  # NaN where no function had one
+    context: RewardContext  # with what the functions wrote down
+
+    @property
+    def left_out(self) -> bool:
+        """Whether a response has no reward."""
+        return any(map(math.isnan, self.rewards))
+
+
+def grade(
+    tokenizer: Any,
+    questions: Sequence[Mapping[str, Any]],  # (P,)
+    ids: Sequence[Sequence[int]],  # of the responses: as many to each question, question-major, in each of the halves
+    functions: Sequence[tuple[RewardFunction, float]],
+    config: PolicySplitConfig,
+    state: TrainerState | None,
+) -> Grades:
+    """Each response once. Raises what `compute_rewards` raises."""
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=config.skip_special_tokens)
+    each = len(ids) // (2 * len(questions))
+
+    def graded() -> Grades:
+        context = RewardContext() if state is None else RewardContext(state)
+        # rows of its own for every response: what a reward does to one is not seen at another
+        owners = [copied(dict(question)) for _ in range(2) for question in questions for _ in range(each)]
+        columns = {name: [owner[name] for owner in owners] for name in questions[0] if name != "prompt"}
+        asked = [owner["prompt"] for owner in owners]
+        return Grades(texts, compute_rewards(functions, asked, texts, ids, columns, context), context)
+
+    return call_foreign(graded)
