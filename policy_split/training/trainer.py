@@ -69,10 +69,9 @@ class PolicySplitTrainer:
     model: a PreTrainedModel, trained in place, or a name or path. tokenizer: the model's; None for a model given by
     name. reward_funcs: one function or several, callable or "module:function"; None: that of a reasoning-gym dataset.
     train_dataset, eval_dataset: a Dataset, a list of rows, or what `load_prompts` takes, with a column `prompt`; the
-    others go to the rewards as they are.
-    ref_model: the reference of config.beta, by default a frozen copy of the model. Raises ValueError, TypeError,
-    ImportError or FileNotFoundError, naming what is wrong, before anything is written; every prompt of the datasets is
-    checked here.
+    others go to the rewards as they are. ref_model: the reference of config.beta, by default a frozen copy of the
+    model. Raises ValueError, TypeError, ImportError or FileNotFoundError, naming what is wrong, before anything is
+    written; every prompt of the datasets is checked here.
     """
 
     def __init__(
@@ -156,7 +155,6 @@ class PolicySplitTrainer:
 
     @property
     def trainer_state(self) -> TrainerState:
-        """What reward functions are told of the run."""
         return trainer_state(self.config, self.progress, self.max_steps, len(self.train_dataset), self.accelerator)
 
     def train(
@@ -240,8 +238,8 @@ class PolicySplitTrainer:
         indices = question_indices(len(self.train_dataset), config.seed, step, config.prompts_per_step)
         questions = [self.train_dataset[index] for index in indices[rank::world]]
         seed = seed_of(config.seed, "rollout", step, rank)
-        blocks = BLOCKS if config.chosen_algorithm.dual_mode else SINGLE_BLOCKS
-        more: dict[str, Any] = {"num_generations": config.num_generations, "seed": seed, "blocks": blocks}
+        more: dict[str, Any] = {"num_generations": config.num_generations, "seed": seed}
+        more["blocks"] = BLOCKS if config.chosen_algorithm.dual_mode else SINGLE_BLOCKS
         with gathered(self.policy.bare):
             return make_rollout(self.policy, questions, self.rewards, config, **more, state=self.trainer_state)
 
@@ -286,8 +284,8 @@ class PolicySplitTrainer:
             raise ValueError("evaluate() needs a dataset: pass one, or eval_dataset to the trainer")
         self.policy.bare.eval()
         count = self.config.eval_num_samples if num_samples is None else num_samples
-        options: dict[str, Any] = {"key": key, "correct_reward": correct_reward, "state": self.trainer_state}
-        options["accelerator"] = self.accelerator
+        options: dict[str, Any] = {"key": key, "correct_reward": correct_reward, "accelerator": self.accelerator}
+        options["state"] = self.trainer_state
         with gathered(self.policy.bare):
             return evaluate_policy(self.policy, dataset, self.rewards, self.config, count, **options)
 
