@@ -6,14 +6,14 @@ float16, whose range would lose a small gradient before a loss scale reaches it,
 form, which has given the logits away, raises on a second backward.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from . import ops
+from . import followed, ops
 from .watchers import can_ask
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -23,16 +23,25 @@ GRADIENT_IN_BACKWARD = (torch.float16,)
 
 def statistics_rows(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """The four vectors of `contract.RowStatistics`; logprobs and entropy are differentiable in logits."""
+    _, inverse_temperature, *_ = arguments
+    if followed.asks_for_more((logits,), inverse_temperature):
+        return followed.statistics(logits, *arguments)
     return _rows(ops.logprobs_entropy, _statistics, (logits,), *arguments)
 
 
 def divergence_rows(logits_a: Tensor, logits_b: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """The eight vectors of `contract.DivergenceRows`; the first four are differentiable in both logits."""
+    inverse_temperature, _ = arguments
+    if followed.asks_for_more((logits_a, logits_b), inverse_temperature):
+        return followed.divergence(logits_a, logits_b, *arguments)
     return _rows(ops.divergence, _divergence, (logits_a, logits_b), *arguments)
 
 
 def mixture_rows(logits_a: Tensor, logits_b: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """The seven vectors of `contract.MixtureRows`; the first one is differentiable in both logits."""
+    inverse_temperature, _, _ = arguments
+    if followed.asks_for_more((logits_a, logits_b), inverse_temperature):
+        return followed.jensen_shannon(logits_a, logits_b, *arguments)
     return _rows(ops.jensen_shannon, _mixture, (logits_a, logits_b), *arguments)
 
 
@@ -67,10 +76,13 @@ class _Statistics(torch.autograd.Function):
         nothing = (None,) * 5
         if grad_logprobs is None and grad_entropy is None:
             return None, *nothing
-        _refuse_second_derivative()
         *tokens, keep_mask, row_max, log_sum, entropy = ctx.saved_tensors
+        tokens = (*tokens, ctx.softcap, keep_mask)
+        if followed.is_differentiated():
+            grad = followed.gradients(followed.statistics, tokens[:1], tokens[1:], (grad_logprobs, grad_entropy))
+            return *grad, *nothing
         grads = (torch.zeros_like(entropy) if g is None else g.contiguous() for g in (grad_logprobs, grad_entropy))
-        arguments = (*tokens, ctx.softcap, keep_mask, row_max, log_sum, entropy)
+        arguments = (*tokens, row_max, log_sum, entropy)
         return ops.call(ops.logprobs_entropy_gradient, *arguments, *grads), *nothing
 
 
@@ -92,8 +104,9 @@ class _Divergence(torch.autograd.Function):
         wants = ctx.needs_input_grad[:2]
         if all(g is None for g in upstream[:4]):
             return None, None, None, None
-        _refuse_second_derivative()
         saved = ctx.saved_tensors
+        if followed.is_differentiated():
+            return *followed.gradients(followed.divergence, saved[:2], saved[2:4], upstream[:4]), None, None
         vectors = (torch.zeros_like(saved[4]) if g is None else g.contiguous() for g in upstream[:4])
         grads = ops.call(ops.divergence_gradient, *saved, *vectors, *wants)
         return *(grad if wanted else None for grad, wanted in zip(grads, wants, strict=True)), None, None
@@ -118,8 +131,10 @@ class _Mixture(torch.autograd.Function):
         wants = ctx.needs_input_grad[:2]
         if upstream is None:
             return (None,) * 5
-        _refuse_second_derivative()
         tensors, rows = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        if followed.is_differentiated():
+            arguments = (*tensors[2:], ctx.beta)
+            return *followed.gradients(followed.jensen_shannon, tensors[:2], arguments, (upstream,)), None, None, None
         grads = ops.call(ops.jensen_shannon_gradient, *tensors, ctx.beta, *rows, upstream.contiguous(), *wants)
         return *(grad if wanted else None for grad, wanted in zip(grads, wants, strict=True)), None, None, None
 
@@ -147,6 +162,9 @@ class _Loss(torch.autograd.Function):
         kept = None if inplace and ctx.formed is not None else logits
         *tokens, ctx.softcap, keep_mask = arguments[:5]
         ctx.save_for_backward(kept, *tokens, keep_mask, entropy.clone(), *saved)
+        if not torch.compiler.is_compiling():  # not saved: they may come out of inference mode
+            ctx.tokens = arguments[5:]
+            ctx.versions = _versions(ctx.tokens)
         return losses, logprobs, entropy, kl, clipped
 
     @staticmethod
@@ -154,12 +172,19 @@ class _Loss(torch.autograd.Function):
         nothing = (None,) * (len(ctx.needs_input_grad) - 1)
         if grad_losses is None:
             return None, *nothing
-        _refuse_second_derivative()
+        if ctx.inplace and followed.is_differentiated():
+            raise RuntimeError("create_graph=True needs the logits, which inplace_gradient=True has written over")
         if ctx.spent and ctx.inplace:
             raise RuntimeError(
                 "second backward through a loss with inplace_gradient=True: its logits have become the gradient and "
                 "are gone; use inplace_gradient=False to go backward more than once"
             )
+        if followed.is_differentiated():
+            if _versions(ctx.tokens) != ctx.versions:
+                raise RuntimeError("create_graph=True: a per-token argument of the loss was changed after its forward")
+            logits, *tokens, keep_mask, _, _, _, _, _ = ctx.saved_tensors
+            arguments = (*tokens, ctx.softcap, keep_mask, *ctx.tokens)
+            return *followed.gradients(followed.losses, (logits,), arguments, (grad_losses,)), *nothing
         formed, ctx.formed, ctx.spent = ctx.formed, None, True
         if formed is not None:
             if not _is_one(grad_losses):
@@ -178,9 +203,8 @@ class _Loss(torch.autograd.Function):
 _loss: Function = _Loss.apply
 
 
-def _refuse_second_derivative() -> None:
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError("these gradients can be differentiated once: create_graph=True is not supported")
+def _versions(tokens: Sequence[Any]) -> list[int]:
+    return [x._version for x in tokens if isinstance(x, Tensor) and not x.is_inference()]
 
 
 def _is_one(upstream: Tensor) -> bool:

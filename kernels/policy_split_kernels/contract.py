@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .watchers import can_ask
+
 IGNORE_INDEX = -100
 ELSEWHERE = torch.iinfo(torch.int64).min
 SURROGATES = ("clip", "cispo", "sapo")  # of the policy gradient: what a kernel is told is the position in this list
@@ -125,7 +127,7 @@ def target_out_of_range(row: int, target: int, vocabulary: int, where: str | Non
 
 def check_targets(targets: Tensor, valid: Tensor, vocabulary: int) -> None:
     """Raises TargetOutsideVocabulary for the first valid row whose target is no token, on a CPU: it reads the rows."""
-    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+    if not can_ask(targets):
         return
     bad = valid & ((targets < 0) | (targets >= vocabulary))
     if bad.any():

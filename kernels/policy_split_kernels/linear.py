@@ -13,6 +13,7 @@ from .lm_head.losses import TokenRows
 from .logprobs import LogprobsAndEntropy
 from .outside_graphs import outside_graphs
 from .rows import float_vector, mask_vector, mean_weights, target_vector
+from .watchers import is_followed
 
 
 class TokenLossOutput(NamedTuple):
@@ -119,6 +120,11 @@ def linear_token_loss(
         hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
         process_group,
     )  # fmt: skip
+    if is_followed(weights):
+        raise NotImplementedError(
+            "weights requires grad, and linear_token_loss has no gradient for it: detach it, or multiply a loss of the "
+            "results of linear_logprobs_and_entropy by it"
+        )
     like, row_weights = call.like, float_vector("weights", weights, call.like)
     if row_weights is None:
         row_weights = mean_weights(target_vector(targets, like), mask_vector(mask, like), like)

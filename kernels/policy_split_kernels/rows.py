@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .contract import statistics_dtype, valid_rows
-from .watchers import can_ask
+from .watchers import can_ask, in_transform
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -41,7 +41,7 @@ def _as_three(x: Tensor) -> Tensor:
 
 
 def token_vector(name: str, x: Tensor, logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Check a per-token argument against logits (..., V) and lay it out as (N,), detached."""
+    """Check a per-token argument against logits (..., V) and lay it out as (N,)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {tuple(logits.shape[:-1])}, got {type(x).__name__}")
     if x.shape != logits.shape[:-1]:
@@ -57,9 +57,7 @@ def token_vector(name: str, x: Tensor, logits: Tensor, dtype: torch.dtype | None
 
 
 def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x as (N,), contiguous, detached; nothing is called that has nothing to do."""
-    if x.requires_grad:
-        x = x.detach()
+    """x as (N,), contiguous; nothing is called that has nothing to do."""
     if x.dtype != dtype:
         x = x.to(dtype)
     if x.dim() != 1:
@@ -98,7 +96,7 @@ def inverse_temperature_vector(temperature: float | Tensor, logits: Tensor) -> T
             return constant((1.0 / temperature,), dtype)
         return torch.full((1,), 1.0 / temperature, dtype=dtype, device=logits.device)
     if temperature.numel() == 1:
-        temperature = temperature.detach().to(logits.device).reshape(1)
+        temperature = temperature.to(logits.device).reshape(1)
     else:
         temperature = token_vector("temperature", temperature, logits, dtype)
     if can_ask(temperature) and not bool((temperature > 0).all()):
@@ -120,7 +118,7 @@ def constant(values: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
     if made is None:
         with torch.inference_mode(False):
             made = torch.tensor(values, dtype=dtype)
-        if type(made) is Tensor:  # and no fake
+        if type(made) is Tensor and not in_transform():  # and no fake
             if len(_constants) > 100:
                 _constants.clear()
             _constants[values, dtype] = made

@@ -5,7 +5,7 @@ arXiv 2507.18071; VESPO, arXiv 2602.10693), where no token's gradient is known b
 sequence are; losses that are not reduced, each with an upstream gradient of its own; a vocabulary that is split.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from .contract import LossArguments
 from .reference.loss import (
     by_sign,
     corrected_advantages,
+    log_ratio,
     policy_objective,
     reference_kl,
     sampler_weights,
@@ -43,66 +44,45 @@ def vector_loss_rows(
     """(losses, logprobs, entropy, kl, clipped), (N,) each.
 
     Each `length` rows are one sequence, which has one ratio; length 1 is the loss of single tokens. With a `gamma` the
-    surrogate is VESPO's. Rows that are not `valid` (N,) count for nothing. The losses are differentiable in logprobs
-    and entropy, the rest is detached.
+    surrogate is VESPO's. Rows that are not `valid` (N,) count for nothing. The losses are differentiable in the first
+    two and in the arguments, the rest is detached.
     """
-    losses, kl, clipped = _losses(logprobs, entropy, valid, max(1, length), gamma, *arguments)
-    return losses, logprobs.detach(), entropy.detach(), kl, clipped
+    vectors: dict[str, Any] = {
+        name: _zero_unless(valid, x) for name, x in arguments._asdict().items() if isinstance(x, Tensor)
+    }
+    x = arguments._replace(**vectors)
+    objective, clipped = _objective(logprobs, valid, max(1, length), gamma, x)
+    kl, _ = reference_kl(logprobs, x.ref_logprobs, x.old_logprobs, x.use_bias_correction_kl, x.kl_cap)
+    losses = weighted_losses(objective, entropy, kl, x.weights, x.entropy_coef, x.kl_coef)
+    losses, kl = (_zero_unless(valid, y) for y in (losses, kl))
+    return losses, logprobs.detach(), entropy.detach(), kl.detach(), clipped & valid
 
 
-class _Losses(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logprobs: Tensor,
-        entropy: Tensor,
-        valid: Tensor,
-        length: int,
-        gamma: GammaWeight | None,
-        *arguments: Any,
-    ) -> Any:
-        x = LossArguments(*arguments)
-        objective, to_ratio, to_logprobs, clipped = _objective(logprobs, valid, length, gamma, x)
-        kl, grad_kl = reference_kl(logprobs, x.ref_logprobs, x.old_logprobs, x.use_bias_correction_kl, x.kl_cap)
-        losses = weighted_losses(objective, entropy, kl, x.weights, x.entropy_coef, x.kl_coef)
-        ctx.length = length
-        to_logprobs = x.weights * (scaled(x.kl_coef, grad_kl) - to_logprobs)
-        ctx.save_for_backward(valid, -x.weights * to_ratio, to_logprobs, -x.weights * x.entropy_coef)
-        ctx.mark_non_differentiable(kl, clipped)
-        losses, kl = (torch.where(valid, x, 0.0) for x in (losses, kl))
-        return losses, kl, clipped & valid
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Any) -> Any:
-        valid, to_ratio, to_logprobs, to_entropy = ctx.saved_tensors
-        shared = _sequence_mean(to_ratio * upstream, valid, ctx.length)
-        grads = (shared + to_logprobs * upstream, to_entropy * upstream)
-        return *(torch.where(valid, x, 0.0) for x in grads), *(None,) * (len(ctx.needs_input_grad) - 2)
-
-
-_losses: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Losses.apply
+def _zero_unless(valid: Tensor, x: Tensor) -> Tensor:
+    return torch.where(valid, x, 0.0)
 
 
 def _objective(
     logprobs: Tensor, valid: Tensor, length: int, gamma: GammaWeight | None, x: LossArguments
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The objective of each row, its derivatives by the log of its sequence's ratio and by its log-prob, clipped."""
-    log_ratio, nothing = _log_ratio(logprobs, x.old_logprobs), torch.zeros_like(logprobs)
+) -> tuple[Tensor, Tensor]:
+    """The objective of each row, and whether it counts as clipped."""
+    gap = _log_ratio(logprobs, x.old_logprobs)
     if gamma is None:
-        advantages = corrected_advantages(
-            x.advantages, logprobs, x.old_logprobs, x.sampler_logprobs, x.sampler_cap
-        )  # fmt: skip
-        ratio = _sequence_mean(log_ratio, valid, length).exp()
-        clips = (x.clip_low, x.clip_high, x.clip_delta)
-        objective, to_ratio, clipped = policy_objective(
-            ratio, logprobs, advantages, x.surrogate, *clips, x.sapo_temperature
-        )  # fmt: skip
-        return objective, to_ratio, nothing, clipped
+        advantages = corrected_advantages(x.advantages, logprobs, x.old_logprobs, x.sampler_logprobs, x.sampler_cap)
+        ratio, clips = _sequence_mean(gap, valid, length).exp(), (x.clip_low, x.clip_high, x.clip_delta)
+        objective, _, clipped = policy_objective(ratio, logprobs, advantages, x.surrogate, *clips, x.sapo_temperature)
+        return objective, clipped
     if x.sampler_logprobs is not None:
         old = logprobs if x.old_logprobs is None else x.old_logprobs
-        log_ratio = log_ratio + sampler_weights(old, x.sampler_logprobs, x.sampler_cap).log()
-    push = gamma_weights(_sequence_sum(log_ratio, valid, length), x.advantages, gamma) * x.advantages
-    return scaled(push, logprobs), nothing, push, torch.zeros_like(valid)
+        gap = gap + sampler_weights(old, x.sampler_logprobs, x.sampler_cap).log()
+    weights = gamma_weights(_sequence_sum(gap.detach(), valid, length), x.advantages, gamma)
+    return scaled(weights * x.advantages, logprobs), torch.zeros_like(valid)
+
+
+def _log_ratio(logprobs: Tensor, old_logprobs: Tensor | None) -> Tensor:
+    """That of `reference.loss`, and 0 between two equal infinities."""
+    gap = log_ratio(logprobs, old_logprobs)
+    return gap if old_logprobs is None else torch.where(gap.isnan() & (logprobs == old_logprobs), 0.0, gap)
 
 
 def gamma_weights(log_weight: Tensor, advantages: Tensor, gamma: GammaWeight) -> Tensor:
@@ -110,11 +90,6 @@ def gamma_weights(log_weight: Tensor, advantages: Tensor, gamma: GammaWeight) ->
     log_weight = log_weight.clamp(max=LARGEST_LOG_WEIGHT)
     k, scale = (by_sign(advantages >= 0, pair, log_weight) for pair in gamma)
     return (k * log_weight - scale * torch.expm1(log_weight)).exp()
-
-
-def _log_ratio(logprobs: Tensor, old: Tensor | None) -> Tensor:
-    old = logprobs if old is None else old
-    return torch.where(logprobs == old, 0.0, logprobs - old)
 
 
 def _sequence_sum(x: Tensor, valid: Tensor, length: int) -> Tensor:

@@ -15,6 +15,7 @@ from . import ops
 from .autograd import statistics_rows
 from .contract import ELSEWHERE, IGNORE_INDEX, RowStatistics, check_targets, valid_rows
 from .outside_graphs import outside_graphs
+from .watchers import check_unfollowed
 
 _NO_COLUMN = -1  # to the kernels a bad target, which makes its row NaN
 
@@ -127,6 +128,8 @@ def statistics_of_rows(
     """`reference.logprobs_entropy` of whole rows, differentiable in logits, which may be split over a group."""
     if process_group is None:
         return RowStatistics(*statistics_rows(logits, targets, inverse_temperature, mask, softcap, keep_mask))
+    instead = "gather the logits and leave process_group out"
+    check_unfollowed("a vocabulary split over a process_group", instead, logits, temperature=inverse_temperature)
     valid = valid_rows(targets, mask)
     return _statistics_of_split_rows(logits, targets, inverse_temperature, valid, softcap, keep_mask, process_group)
 

@@ -1,14 +1,48 @@
-"""Who sees a call beside the kernel that computes it: graphs that are traced, transforms, modes, the profiler."""
+"""Who sees a call beside the kernel that computes it: graphs that are traced, derivatives, modes, the profiler."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def transformed() -> bool:
+def in_transform() -> bool:
     """Whether a transform of torch.func is at work: tensors then stand for others, which it batches or follows."""
     return torch._C._are_functorch_transforms_active()
+
+
+def is_followed(*tensors: Any) -> bool:
+    """Whether a derivative in one of these is asked for; what is no tensor is not followed."""
+    if has_tangent(*tensors):
+        return True
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if isinstance(x, Tensor) and x.requires_grad:
+                return True
+    return False
+
+
+def has_tangent(*tensors: Any) -> bool:
+    """Whether forward-mode differentiation is to follow one of these."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def check_unfollowed(function: str, instead: str, *inputs: Tensor | None, temperature: float | Tensor) -> None:
+    """Raises NotImplementedError for a derivative of these inputs or of the temperature that a function cannot have."""
+    if in_transform() or has_tangent(*inputs):
+        raise NotImplementedError(
+            f"{function} is differentiated by backward alone, not by forward-mode AD or the transforms of torch.func; "
+            f"for them, {instead}"
+        )
+    if is_followed(temperature):
+        raise NotImplementedError(
+            f"temperature requires grad, and {function} has no gradient for it: detach it, or {instead}"
+        )
 
 
 def can_ask(x: Tensor) -> bool:
@@ -17,9 +51,18 @@ def can_ask(x: Tensor) -> bool:
         x.is_cpu
         and type(x) in _PLAIN
         and not torch.compiler.is_compiling()
-        and not transformed()
         and not torch._C._is_tracing()
+        and not (in_transform() and _batched(x))
     )
+
+
+def _batched(x: Tensor) -> bool:
+    """Whether x stands for many tensors, of which vmap shows one."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return False
 
 
 def nobody_else(x: Tensor) -> bool:
@@ -27,7 +70,7 @@ def nobody_else(x: Tensor) -> bool:
     return (
         type(x) in _PLAIN
         and not torch.compiler.is_compiling()
-        and not transformed()
+        and not in_transform()
         and not torch._C._is_tracing()
         and not torch._C._autograd._profiler_enabled()
         and not torch._C._len_torch_function_stack()

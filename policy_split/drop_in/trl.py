@@ -1,16 +1,11 @@
 """The functions of TRL 1.16 (`trl.trainer.utils`, `trl.kernels`) by this package's kernels, on CPUs as on GPUs."""
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from policy_split_kernels import ops
 from policy_split_kernels.contract import IGNORE_INDEX, TargetOutsideVocabulary, check_targets
-from policy_split_kernels.rows import as_rows, check_token_ids, inverse_temperature_vector
+from policy_split_kernels.rows import as_rows, check_token_ids
 
+from .several_tokens import several_logprobs
 from .statistics import entropy_of, named_statistics
 
 
@@ -60,7 +55,7 @@ def selective_log_softmax(
             logits, index, name="index", temperature=temperature, mask=row_mask, mask_name="row_mask"
         )[0]
     valid = _several_tokens(logits, index, row_mask)
-    return _several_logprobs(logits, index.long(), valid, temperature)
+    return several_logprobs(logits, index.long(), valid, temperature)
 
 
 def entropy_from_logits(
@@ -97,45 +92,3 @@ def _several_tokens(logits: Tensor, index: Tensor, row_mask: Tensor | None) -> T
     except TargetOutsideVocabulary as error:
         raise error.at(index.shape, "index") from None
     return valid
-
-
-class _SeveralLogprobs(torch.autograd.Function):
-    """The kernels' statistics serve K tokens as they serve one; K numbers of a row's gradient are then replaced."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, index: Tensor, valid: Tensor, temperature: float) -> Tensor:
-        rows, shape = as_rows(logits.detach()), index.shape
-        several = (rows.shape[0] * rows.shape[1], shape[-1])
-        index, valid = index.reshape(several), valid.reshape(several)
-        known = ~valid | ((index >= 0) & (index < logits.shape[-1]))
-        index = torch.where(valid & known, index, 0)
-        inverse_temperature = inverse_temperature_vector(temperature, logits)
-        _, entropy, row_max, log_sum = ops.logprobs_entropy(
-            rows, index[:, 0].contiguous(), inverse_temperature, valid.any(-1), None, None
-        )
-        chosen = rows.gather(-1, index.view(*rows.shape[:2], shape[-1])).view(index.shape).to(row_max.dtype)
-        logprobs = (chosen - row_max[:, None]) * inverse_temperature[:, None] - log_sum[:, None]
-        logprobs = torch.where(known, logprobs, torch.nan)
-        ctx.save_for_backward(logits, index, valid, inverse_temperature, entropy, row_max, log_sum, logprobs)
-        return torch.where(valid, logprobs, 0.0).view(shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, index, valid, inverse_temperature, entropy, row_max, log_sum, logprobs = ctx.saved_tensors
-        upstream = torch.where(logprobs.isnan(), torch.nan, upstream.reshape(valid.shape))
-        upstream = torch.where(valid, upstream, 0.0)
-        read, total = valid.any(-1), upstream.sum(-1)
-        grad = ops.logprobs_entropy_gradient(
-            as_rows(logits), index[:, 0].contiguous(), inverse_temperature, read, None, None,
-            row_max, log_sum, entropy, total, torch.zeros_like(total),
-        )  # fmt: skip
-        # The kernel gave all of the upstream gradient to the first token. A token that is named twice gets both.
-        own = ((index[:, :, None] == index[:, None, :]) * upstream[:, None, :]).sum(-1)
-        exact = (own - total[:, None] * logprobs.exp()) * inverse_temperature[:, None]
-        exact = torch.where(read[:, None], exact, 0.0).to(grad.dtype)
-        grad.flatten(0, 1).scatter_(-1, index, exact)
-        return grad.view(logits.shape), None, None, None
-
-
-_several_logprobs: Callable[[Tensor, Tensor, Tensor, float], Tensor] = _SeveralLogprobs.apply

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from policy_split_kernels import ops
+from policy_split_kernels import followed, ops
 from policy_split_kernels.contract import RowStatistics, TargetOutsideVocabulary
 from policy_split_kernels.rows import as_rows, inverse_temperature_vector, rows_lie_apart, target_vector
 
@@ -32,7 +31,7 @@ def logprobs_from_logits(
     if not isinstance(inplace_backward, bool):
         raise TypeError(f"inplace_backward must be a bool, got {inplace_backward!r}")
     if inplace_backward and torch.is_grad_enabled() and _may_be_overwritten(logits):
-        return _logprobs_inplace(logits, labels)
+        return _logprobs_inplace(logits, labels).view(labels.shape)
     return named_statistics(logits, labels, name="labels")[0]
 
 
@@ -48,34 +47,40 @@ def entropy_from_logits(
 
 
 def _may_be_overwritten(logits: Tensor) -> bool:
-    """Not a leaf's memory, and no element of it twice."""
+    """Not a leaf's memory, no element of it twice, and nothing asked that plain PyTorch computes."""
     if not isinstance(logits, Tensor) or not logits.requires_grad:
+        return False
+    if followed.asks_for_more((logits,)):
         return False
     owner = logits if logits._base is None else logits._base
     return not owner.is_leaf and rows_lie_apart(logits)
+
+
+def _statistics(logits: Tensor, *arguments: Any) -> RowStatistics:
+    return followed.statistics(as_rows(logits), *arguments)
 
 
 class _InplaceBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         rows = as_rows(logits.detach())
-        arguments = (target_vector(labels, logits, "labels"), inverse_temperature_vector(1.0, logits))
+        arguments = (target_vector(labels, logits, "labels"), inverse_temperature_vector(1.0, logits), None, None, None)
         try:
-            statistics = RowStatistics(*ops.logprobs_entropy(rows, *arguments, None, None, None))
+            statistics = RowStatistics(*ops.call(ops.logprobs_entropy, rows, *arguments))
         except TargetOutsideVocabulary as error:
             raise error.at(labels.shape, "labels") from None
         ctx.save_for_backward(logits, *arguments, statistics.row_max, statistics.log_sum, statistics.entropy)
-        return statistics.logprobs.view(labels.shape)
+        return statistics.logprobs  # no view of it, which the caller could not write over
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        logits, target, inverse_temperature, *statistics = ctx.saved_tensors
-        data, upstream = logits.detach(), upstream.reshape(-1).contiguous()
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        logits, target, inverse_temperature, _, _, _, *statistics = ctx.saved_tensors
+        arguments = (target, inverse_temperature, None, None, None)
+        if followed.is_differentiated():  # needs the logits as they are
+            return *followed.gradients(_statistics, (logits,), arguments, (upstream,)), None
+        data, upstream = logits.detach(), upstream.contiguous()
         nothing = torch.zeros_like(upstream)
-        ops.logprobs_entropy_gradient_(
-            as_rows(data), target, inverse_temperature, None, None, None, *statistics, upstream, nothing
-        )
+        ops.call(ops.logprobs_entropy_gradient_, as_rows(data), *arguments, *statistics, upstream, nothing)
         return data, None
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from policy_split_kernels import autograd
+from policy_split_kernels import autograd, followed
 from policy_split_kernels.contract import TargetOutsideVocabulary, valid_rows
 from policy_split_kernels.rows import (
     as_rows,
@@ -133,7 +133,13 @@ def dual_mode_loss(
         max_completion_length, entropy_coef, kl_coef, terms,
     )  # fmt: skip
     try:
-        if process_group is None and ratio_level == "token":
+        more = followed.asks_for_more((rows,), distribution[1], *tokens)
+        if more and inplace_gradient:
+            raise NotImplementedError(
+                "inplace_gradient=True forms the gradient of the logits alone, which backward asks for: no temperature "
+                "or per-token argument may require grad, and no forward-mode AD or transform of torch.func be at work"
+            )
+        if process_group is None and ratio_level == "token" and not more:
             out = autograd.loss_rows(rows, *distribution, *tokens, inplace_gradient=inplace_gradient)
         else:
             logprobs, entropy, *_ = statistics_of_rows(rows, *distribution, process_group)

@@ -13,6 +13,7 @@ from policy_split_kernels.lm_head.losses import DualModeRows
 from policy_split_kernels.outside_graphs import outside_graphs
 from policy_split_kernels.rows import mask_vector, target_vector, token_vector
 from policy_split_kernels.vector_loss import vector_loss_rows
+from policy_split_kernels.watchers import is_followed
 
 from .arguments import loss_rows
 from .dual_mode import DualModeLossOutput
@@ -94,7 +95,7 @@ def linear_dual_mode_loss(
         max_completion_length, entropy_coef, kl_coef, terms,
     )  # fmt: skip
     rows: tuple[Tensor, ...]
-    if ratio_level == "sequence" or reduction == "none":
+    if ratio_level == "sequence" or reduction == "none" or is_followed(*tokens):
         logprobs, entropy = linear_statistics(*call[:4])
         if callable(advantages):
             of_tokens = advantages(*(x.detach().view(targets.shape) for x in (logprobs, entropy)))

@@ -13,6 +13,7 @@ from ..contract import TargetOutsideVocabulary, check_targets, valid_rows
 from ..dtensor import plain_tensors
 from ..rows import DTYPES, inverse_temperature_vector, keep_rows, mask_vector, softcap_value, target_vector
 from ..vocab_parallel import vocab_shard
+from ..watchers import check_unfollowed
 from .autograd import MakeHead
 from .chunks import LinearHead
 from .products import Products
@@ -41,6 +42,8 @@ def linear_call(
     process_group: "dist.ProcessGroup | None",
 ) -> LinearCall:
     _check_tensors(hidden, weight, bias)
+    instead = "compute logits = torch.nn.functional.linear(hidden, weight, bias) and take the function of logits"
+    check_unfollowed("an LM head", instead, hidden, weight, bias, temperature=temperature)
     hidden, weight, bias = plain_tensors(hidden, weight, bias, process_group)
     operand_dtype = _operand_dtype(hidden, weight, bias)
     _check_settings(logit_scale, logits_dtype, chunk_bytes, operand_dtype)

@@ -51,7 +51,9 @@ class _Statistics(torch.autograd.Function):
         ctx.make_head = make_head
         statistics = statistics_pass(make_head(hidden, weight, bias))
         logprobs, entropy, row_max, log_sum = statistics
-        ctx.save_for_backward(hidden, weight, bias, row_max, log_sum, entropy)
+        ctx.save_for_backward(
+            hidden, weight, bias, row_max, log_sum, entropy.clone()
+        )  # what is returned is the caller's
         return logprobs, entropy
 
     @staticmethod
@@ -79,7 +81,7 @@ class _Loss(torch.autograd.Function):
         form = not {*ctx.dtypes, head.products.operand_dtype} & set(GRADIENT_IN_BACKWARD)
         rows, gradients = loss_pass(head, loss, ctx.needs_input_grad[:3], form=form)
         ctx.formed = None if gradients is None else _each(gradients)  # and not the products, with autocast's weight
-        ctx.save_for_backward(hidden, weight, bias, *rows[-2:], rows.row_max, rows.log_sum, rows.entropy)
+        ctx.save_for_backward(hidden, weight, bias, *rows[-2:], rows.row_max, rows.log_sum, rows.entropy.clone())
         ctx.mark_non_differentiable(*rows)
         return rows.losses.sum(), *rows
 

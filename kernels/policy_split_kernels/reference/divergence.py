@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from ..contract import DivergenceRows, MixtureRows
-from .logits import shifted_rows, transformed, zero_at_minus_inf
+from ..watchers import in_transform, is_followed
+from .logits import finite, shifted_rows, transformed, zero_at_minus_inf
 from .loss import scaled
+from .slopes import sloped
 
 
 def divergence(
@@ -25,7 +27,7 @@ def divergence(
     rows = (
         _mean_gap(log_p, log_q),
         _mean_gap(log_q, log_p),
-        *(-zero_at_minus_inf(x, x.exp() * x).sum(-1) for x in (log_p, log_q)),
+        *(-(_exp(x) * finite(x)).sum(-1) for x in (log_p, log_q)),
         *statistics,
     )
     return DivergenceRows(*(torch.where(valid, x, 0.0) for x in rows))
@@ -89,7 +91,7 @@ def jensen_shannon(
     _, log_sum_a, _, log_sum_b = statistics
     gaps = _gaps_to_mixture(d_a, d_b, log_sum_b - log_sum_a, beta)
     kl_a, kl_b = (
-        zero_at_minus_inf(d, (d - log_sum[:, None]).exp() * gap).sum(-1)
+        (_exp(d - log_sum[:, None]) * zero_at_minus_inf(d, gap)).sum(-1)
         for d, log_sum, gap in zip((d_a, d_b), (log_sum_a, log_sum_b), gaps, strict=True)
     )
     rows = ((1 - beta) * kl_a + beta * kl_b, kl_a, kl_b, *statistics)
@@ -136,7 +138,7 @@ def _both_shifted(
     (d_a, max_a), (d_b, max_b) = (
         shifted_rows(transformed(x, valid, None, None), inverse_temperature) for x in (logits_a, logits_b)
     )
-    return d_a, d_b, max_a, d_a.exp().sum(-1).log(), max_b, d_b.exp().sum(-1).log()
+    return d_a, d_b, max_a, _exp(d_a).sum(-1).log(), max_b, _exp(d_b).sum(-1).log()
 
 
 def _gaps_to_mixture(d_a: Tensor, d_b: Tensor, log_sums: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -147,7 +149,8 @@ def _gaps_to_mixture(d_a: Tensor, d_b: Tensor, log_sums: Tensor, beta: float) ->
     """
     neither = (d_a == -torch.inf) & (d_b == -torch.inf)
     gap = torch.where(neither, 0.0, d_a - d_b + log_sums[:, None])
-    size, larger = gap.abs(), gap >= 0
+    larger = gap >= 0
+    size = torch.where(larger, gap, -gap)  # abs has no slope at 0
     of_a, of_b = (gap.new_full((), x) for x in (1 - beta, beta))
     share, rest = torch.where(larger, of_b, of_a), torch.where(larger, of_a, of_b)  # share: of the smaller one
     near = torch.log1p(share * torch.expm1(-size.clamp(max=1.0)))
@@ -162,6 +165,18 @@ def _rows_of_mask(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _mean_gap(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """sum of p * (log p - log q): 0 where p = 0, +inf where only q = 0."""
-    gaps = torch.where(log_q == -torch.inf, torch.inf, log_p.exp() * (log_p - log_q))
-    return zero_at_minus_inf(log_p, gaps).sum(-1)
+    """sum of p * (log p - log q): 0 where p = 0, +inf where only q = 0; then its derivative in log p is NaN."""
+    p, drawn, impossible = _exp(log_p), log_p != -torch.inf, log_q == -torch.inf
+    gaps = p * torch.where(drawn & ~impossible, log_p - log_q, 0.0)
+    gaps = torch.where(drawn & impossible, torch.inf, gaps)
+    if not (in_transform() or is_followed(log_p, log_q)):
+        return gaps.sum(-1)
+    infinite = (drawn & impossible).any(-1, keepdim=True)
+    of_p = sloped(finite(log_p), torch.where(infinite, torch.nan, 0.0).to(p.dtype))
+    of_q = sloped(log_q, torch.where(drawn & impossible, -p.detach(), 0.0))
+    return (gaps + of_p + of_q).sum(-1)
+
+
+def _exp(log_p: Tensor) -> Tensor:
+    """p, of which no gradient, be it NaN, reaches a token that cannot be drawn."""
+    return torch.where(log_p == -torch.inf, 0.0, log_p.exp())

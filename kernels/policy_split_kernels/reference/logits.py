@@ -1,6 +1,7 @@
 """Log-prob, entropy and policy loss in plain PyTorch: the specification, the oracle of the tests, and the fallback.
 
-Arguments and meaning are those of `contract`.
+Arguments and meaning are those of `contract`. Autograd can follow what has no gradient to write: by it forward mode,
+second derivatives and the transforms of torch.func are computed.
 """
 
 from collections.abc import Sequence
@@ -35,8 +36,9 @@ def logprobs_entropy(
     total = e.sum(-1)
     log_sum = total.log()
     logprobs = torch.where(here, d.gather(-1, index[:, None]).squeeze(-1) - log_sum, 0.0)
-    entropy = log_sum - zero_at_minus_inf(d, e * d).sum(-1) / total
-    statistics = [torch.where(in_range, x, torch.nan) for x in (logprobs, entropy, row_max, log_sum)]
+    entropy = log_sum - (e * finite(d)).sum(-1) / total
+    legal = torch.where(in_range, 1.0, torch.nan)  # a factor, so that the gradient is NaN, too
+    statistics = [x * legal.to(x.dtype) for x in (logprobs, entropy, row_max, log_sum)]
     return RowStatistics(*(torch.where(valid, x, 0.0) for x in statistics))
 
 
@@ -150,18 +152,25 @@ def _gather_index(targets: Tensor, valid: Tensor, vocabulary: int) -> tuple[Tens
 def transformed(logits: Tensor, valid: Tensor, softcap: float | None, keep_mask: Tensor | None) -> Tensor:
     """x of the module's docstring: (N, V) in the statistics dtype, 0 in rows that are not read."""
     x = logits.reshape(-1, logits.shape[-1]).to(statistics_dtype(logits.dtype))
+    x = torch.where(valid[:, None], x, 0.0)
     if softcap is not None:
-        x = torch.where(x.isinf(), x, softcap * torch.tanh(x / softcap))
+        infinite = x.isinf()
+        x = torch.where(infinite, x.detach(), softcap * torch.tanh(torch.where(infinite, 0.0, x) / softcap))
     if keep_mask is not None:
-        x = torch.where(keep_mask.reshape(x.shape), x, -torch.inf)
-    return torch.where(valid[:, None], x, 0.0)
+        x = torch.where(keep_mask.reshape(x.shape) | ~valid[:, None], x, -torch.inf)
+    return x
 
 
 def shifted_rows(x: Tensor, inverse_temperature: Tensor, row_max: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(x - maximum) / temperature: the maximum goes first, so a constant added to all logits changes nothing."""
-    row_max = x.amax(-1) if row_max is None else row_max
+    row_max = x.detach().amax(-1) if row_max is None else row_max
     return (x - row_max[:, None]) * inverse_temperature[:, None], row_max
 
 
 def zero_at_minus_inf(log_p: Tensor, x: Tensor) -> Tensor:
     return torch.where(log_p == -torch.inf, 0.0, x)
+
+
+def finite(log_p: Tensor) -> Tensor:
+    """What is multiplied by p, which is 0 where this is 0 in place of -inf."""
+    return torch.where(log_p == -torch.inf, 0.0, log_p)

@@ -1,6 +1,7 @@
 """The scalar mathematics of one row of the policy loss, between its statistics and its gradient, in plain PyTorch.
 
-Its twins: `cpp/policy_loss.h` and `gpu/loss.py`.
+Its twins: `cpp/policy_loss.h` and `gpu/loss.py`. The derivatives that it returns are what autograd, which can follow
+it, would find.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..contract import LossRows, RowStatistics
+from .slopes import sloped
 
 
 def loss_of_statistics(
@@ -31,8 +33,7 @@ def loss_of_statistics(
 ) -> LossRows:
     """The scalar mathematics of one row: everything between its statistics and its gradient."""
     logprobs, entropy, row_max, log_sum = statistics
-    on_policy = torch.where(logprobs.isnan(), logprobs, 1.0)
-    ratio = on_policy if old_logprobs is None else (logprobs - old_logprobs).exp()
+    ratio = log_ratio(logprobs, old_logprobs).exp()
     advantages = corrected_advantages(advantages, logprobs, old_logprobs, sampler_logprobs, sampler_cap)
     objective, grad_objective, clipped = policy_objective(
         ratio, logprobs, advantages, surrogate, clip_low, clip_high, clip_delta, sapo_temperature
@@ -42,6 +43,13 @@ def loss_of_statistics(
     grad_logprobs = weights * (-grad_objective + scaled(kl_coef, grad_kl))
     grad_entropy = -weights * entropy_coef
     return LossRows(losses, logprobs, entropy, kl, clipped, row_max, log_sum, grad_logprobs, grad_entropy)
+
+
+def log_ratio(logprobs: Tensor, old_logprobs: Tensor | None) -> Tensor:
+    """logprobs - old_logprobs; without old ones 0, whose derivative is 1 all the same."""
+    if old_logprobs is None:
+        return sloped(logprobs, torch.ones_like(logprobs))
+    return logprobs - old_logprobs
 
 
 def weighted_losses(
@@ -57,10 +65,10 @@ def corrected_advantages(
     sampler_logprobs: Tensor | None,
     sampler_cap: float,
 ) -> Tensor:
-    """Times min(pi_old / pi_sampler, cap), detached, where another engine than the old policy drew the tokens."""
+    """Times min(pi_old / pi_sampler, cap), where another engine than the old policy drew the tokens."""
     if sampler_logprobs is None:
         return advantages
-    old = logprobs if old_logprobs is None else old_logprobs
+    old = logprobs.detach() if old_logprobs is None else old_logprobs
     return advantages * sampler_weights(old, sampler_logprobs, sampler_cap)
 
 
@@ -84,11 +92,11 @@ def policy_objective(
     if surrogate == "sapo":
         gate, slope = soft_gate(ratio, by_sign(advantages > 0, sapo_temperature, ratio))
         return gate * advantages, slope * advantages, torch.zeros_like(ratio, dtype=torch.bool)
-    clip_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
+    clip_ratio = ratio.detach().clamp(1 - clip_low, 1 + clip_high)  # where it is taken, it has no derivative
     clip_objective = clip_ratio * advantages
     if surrogate == "cispo":
         return scaled(clip_objective, logprobs), clip_objective, clip_objective < ratio * advantages
-    bounded = ratio if clip_delta is None else torch.where(advantages < 0, ratio.clamp(max=clip_delta), ratio)
+    bounded = ratio if clip_delta is None else torch.where((advantages < 0) & (ratio > clip_delta), clip_delta, ratio)
     objective = bounded * advantages
     clipped = (clip_objective < objective) | (bounded < ratio)
     grad_objective = torch.where(clipped, 0.0, ratio * advantages)
@@ -96,8 +104,9 @@ def policy_objective(
 
 
 def sampler_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, sampler_cap: float) -> Tensor:
-    """min(pi_old / pi_sampler, cap), detached: the engine that drew the tokens computes other log-probs than ours."""
-    return (old_logprobs - sampler_logprobs).exp().clamp(max=sampler_cap)
+    """min(pi_old / pi_sampler, cap): the engine that drew the tokens computes other log-probs than ours."""
+    correction = (old_logprobs - sampler_logprobs).exp()
+    return torch.where(correction > sampler_cap, sampler_cap, correction)
 
 
 def by_sign(positive: Tensor, pair: Sequence[float], like: Tensor) -> Tensor:
@@ -131,15 +140,16 @@ def reference_kl(
     grad_kl = -torch.expm1(x)
     kl = -grad_kl - x
     if use_bias_correction_kl:
-        old = logprobs if old_logprobs is None else old_logprobs
-        ratio = torch.where(logprobs.isnan(), logprobs, 1.0) if old_logprobs is None else (logprobs - old).exp()
-        kl = torch.where(x.abs() < 1, ratio * kl, (ref_logprobs - old).exp() - scaled(ratio, x + 1))
+        old = logprobs.detach() if old_logprobs is None else old_logprobs
+        ratio, near = log_ratio(logprobs, old_logprobs).exp(), x.abs() < 1
+        kl = ratio * torch.where(near, kl, 0.0)
+        kl = torch.where(near, kl, torch.where(near, 0.0, ref_logprobs - old).exp() - scaled(ratio, x + 1))
         grad_kl = -scaled(ratio, x)
     if kl_cap is not None:
-        kl, grad_kl = kl.clamp(max=kl_cap), torch.where(kl > kl_cap, 0.0, grad_kl)
+        kl, grad_kl = (torch.where(kl > kl_cap, at_cap, y) for at_cap, y in ((kl_cap, kl), (0.0, grad_kl)))
     return kl, grad_kl
 
 
 def scaled(coef: Tensor, x: Tensor) -> Tensor:
     """coef * x, 0 where the coefficient is 0 even if x is infinite."""
-    return torch.where(coef == 0, 0.0, coef * x)
+    return coef * torch.where((coef == 0) & ~x.isfinite(), 0.0, x)
