@@ -48,16 +48,16 @@ every_backend = pytest.mark.parametrize("backend", ["torch", "native"], indirect
 every_function = pytest.mark.parametrize("function", OPS, ids=lambda f: f.__name__)
 
 
-@every_backend
 @every_function
+@every_backend
 def test_the_profiler_sees_the_operation(backend, function):
     with torch.profiler.profile() as profile:
         function()
     assert f"policy_split::{OPS[function]}" in {event.name for event in profile.events()}
 
 
-@every_backend
 @every_function
+@every_backend
 def test_a_dispatch_mode_sees_the_operation(backend, function):
     seen = []
 
@@ -72,9 +72,9 @@ def test_a_dispatch_mode_sees_the_operation(backend, function):
     assert f"policy_split::{OPS[function]}" in seen
 
 
-@every_backend
 @every_function
 @pytest.mark.parametrize("pre_dispatch", [False, True])
+@every_backend
 def test_a_traced_graph_holds_the_operation(backend, function, pre_dispatch):
     for mode in ("fake", "real"):
         traced = make_fx(lambda *tensors: function(*tensors), tracing_mode=mode, pre_dispatch=pre_dispatch)(
@@ -92,8 +92,8 @@ def test_a_script_traces_the_operation(backend):
     assert torch.equal(traced(LOGITS * 2), statistics(LOGITS * 2))
 
 
-@every_backend
 @every_function
+@every_backend
 def test_fake_tensors_give_fake_results(backend, function):
     function()  # and nothing that it keeps from call to call is in the way
     with FakeTensorMode() as mode:

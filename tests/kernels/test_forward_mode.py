@@ -26,7 +26,9 @@ def tangents_of(function, inputs, tangents, route):
         return torch.func.jvp(function, inputs, tangents)[1]
     with forward_ad.dual_level():
         outputs = function(*map(forward_ad.make_dual, inputs, tangents))
-        return tuple(forward_ad.unpack_dual(x).tangent for x in outputs)
+        tangents = tuple(forward_ad.unpack_dual(x).tangent for x in outputs)
+    assert all(x is not None for x in tangents)
+    return tangents
 
 
 def tangent_like(x, seed):
@@ -88,9 +90,9 @@ SETTINGS = {
 }
 
 
-@two_backends
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("route", ["dual numbers", "torch.func.jvp"])
+@two_backends
 def test_loss(backend, name, route):
     """Against its own gradient, which other tests hold to float64; every option of the distribution, -inf and masks."""
     case = cases.build(drawn_loss(), "cpu")
@@ -132,9 +134,9 @@ DROP_IN = {
 }
 
 
-@two_backends
 @pytest.mark.parametrize("name", DROP_IN)
 @pytest.mark.parametrize("route", ["dual numbers", "torch.func.jvp"])
+@two_backends
 def test_drop_in(backend, name, route):
     function = DROP_IN[name]
     logits = torch.randn(2, 2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -92,8 +92,8 @@ def gradients(function):
     return [first.detach(), *torch.autograd.grad((first * direction).sum(), (leaf, upstream))]
 
 
-@two_backends
 @pytest.mark.parametrize("name", PAIRS)
+@two_backends
 def test_the_gradient_has_the_right_gradient(backend, name):
     ours, exact = (gradients(function) for function in PAIRS[name])
     assert exact[1].abs().max() > 0.01
@@ -101,8 +101,8 @@ def test_the_gradient_has_the_right_gradient(backend, name):
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-11)
 
 
-@two_backends
 @pytest.mark.parametrize("name", set(PAIRS) - {"verl, in place"})
+@two_backends
 def test_it_is_the_gradient_that_backward_gives(backend, name):
     leaf = LOGITS.clone().requires_grad_()
     out = PAIRS[name][0](leaf)
@@ -170,8 +170,8 @@ HEADS = {
 }
 
 
-@two_backends
 @pytest.mark.parametrize("name", HEADS)
+@two_backends
 def test_an_lm_head_says_that_it_has_none(backend, name):
     hidden, weight = torch.randn(N, 3, requires_grad=True), torch.randn(V, 3, requires_grad=True)
     with pytest.raises(RuntimeError, match="differentiated once: create_graph=True is not supported"):

@@ -36,8 +36,8 @@ FUNCTIONS = {
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 
 
-@two_backends
 @every_function
+@two_backends
 def test_vmap(backend, name):
     function = FUNCTIONS[name]
     each = torch.stack([function(*x) for x in zip(LOGITS, TARGETS, ADVANTAGES, strict=True)])
@@ -48,8 +48,8 @@ def test_vmap(backend, name):
     )
 
 
-@two_backends
 @every_function
+@two_backends
 def test_gradients_of_each_sample(backend, name):
     """Per-sample gradients: vmap over grad; and the other way round, the gradient of what was batched."""
 
@@ -66,8 +66,8 @@ def test_gradients_of_each_sample(backend, name):
     torch.testing.assert_close(torch.func.grad(lambda *x: torch.func.vmap(total)(*x).sum())(*arguments), expected)
 
 
-@two_backends
 @every_function
+@two_backends
 def test_hessians(backend, name):
     """Forward over reverse mode, reverse over forward, and against differences of the gradient."""
     rest = (TARGETS[0], ADVANTAGES[0])
@@ -124,16 +124,16 @@ TRANSFORMS = {
 }
 
 
-@two_backends
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("transform", TRANSFORMS)
+@two_backends
 def test_an_lm_head_says_how_to_go_on(backend, name, transform):
     with pytest.raises(NotImplementedError, match=r"backward alone.*logits = torch.nn.functional.linear"):
         TRANSFORMS[transform](HEADS[name])
 
 
-@two_backends
 @pytest.mark.parametrize("transform", TRANSFORMS)
+@two_backends
 def test_a_gradient_in_place_says_so(backend, transform):
     def function(h):
         tokens = {"advantages": ADVANTAGES[0], "mode": TOKENS["mode"]}

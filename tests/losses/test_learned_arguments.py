@@ -61,9 +61,9 @@ def leaves(names):
     return {name: x.clone().requires_grad_() if name in names else x for name, x in VECTORS.items()}
 
 
-@two_backends
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("names", [*[(name,) for name in VECTORS], tuple(VECTORS)], ids="-".join)
+@two_backends
 def test_per_token_arguments(backend, names, policy):
     """Beside the logits' own gradient, of logits and of hidden states; masked tokens' are 0."""
     gradients = []
@@ -80,7 +80,8 @@ def test_per_token_arguments(backend, names, policy):
                 entropy_coef=SETTINGS["entropy_coef"], kl_coef=SETTINGS["kl_coef"], **POLICIES[policy]
             )(logits, TARGETS, mode=SETTINGS["mode"], **vectors).loss  # fmt: skip
         inputs = [vectors[name] for name in names] + ([hidden] if kind != "logits alone" else [])
-        gradients.append(torch.autograd.grad(loss * 3, inputs))
+        assert loss.requires_grad
+        gradients.append(torch.autograd.grad(loss * 3, inputs, materialize_grads=True))
     exact = gradients[0]
     assert all(x.abs().max() > 1e-3 for x in exact)
     assert all(x[1, 1] == 0 for x in exact[:-1])
@@ -141,9 +142,9 @@ OF_TEMPERATURE = {
 }  # fmt: skip
 
 
-@two_backends
 @pytest.mark.parametrize("temperature", TEMPERATURES, ids=["one", "rows"])
 @pytest.mark.parametrize("name", OF_TEMPERATURE)
+@two_backends
 def test_temperature(backend, name, temperature):
     gradients = []
     for function, shape in zip(OF_TEMPERATURE[name], ((B, T, V), (-1, V)), strict=True):

@@ -56,9 +56,9 @@ def hidden(dim):
     return torch.linspace(-2, 1, TARGETS[dim].numel() * 4).view(size).cos().requires_grad_()
 
 
-@two_backends
 @pytest.mark.parametrize("dim", TARGETS)
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
+@two_backends
 def test_results_that_have_a_gradient(backend, name, dim):
     """Doubled in place, and then a constant taken off: the gradient is doubled."""
     outputs = DIFFERENTIABLE[name](x := hidden(dim), TARGETS[dim])
@@ -71,9 +71,9 @@ def test_results_that_have_a_gradient(backend, name, dim):
     torch.testing.assert_close(actual, 2 * expected[0])
 
 
-@two_backends
 @pytest.mark.parametrize("dim", TARGETS)
 @pytest.mark.parametrize("name", LOSSES)
+@two_backends
 def test_results_of_a_loss_that_have_none(backend, name, dim):
     """What a log took and changed is not what backward reads, in a first and in a second one."""
     gradients = []
@@ -89,8 +89,8 @@ def test_results_of_a_loss_that_have_none(backend, name, dim):
         assert torch.equal(x, y)
 
 
-@two_backends
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
+@two_backends
 def test_results_share_no_memory(backend, name):
     """With each other or with what went in."""
     x = hidden(2)

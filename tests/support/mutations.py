@@ -31,11 +31,15 @@ PARTS = ("kernels/test_vocab_parallel.py test_parts_add_up",)
 ELSEWHERE = ("kernels/test_vocab_parallel.py TestTargetElsewhere",)
 HEAD = ("kernels/test_linear_handling.py every_backend",)
 UPSTREAM = ("kernels/test_peer_handling.py test_every_token",)
+FORWARD = ("kernels/test_forward_mode.py test_loss or test_drop_in",)
+SECOND = ("kernels/test_second_derivatives.py right_gradient or impossible",)
+LEARNED = ("losses/test_learned_arguments.py test_temperature or test_per_token",)
+UNCOUNTED = ("losses/test_learned_arguments.py may_be_nan",)
 
 TABLE = {
     "reference/loss.py": [
         ("clip_bounds_swapped",
-         "ratio.clamp(1 - clip_low, 1 + clip_high)", "ratio.clamp(1 - clip_high, 1 + clip_low)", LOSS),
+         ".clamp(1 - clip_low, 1 + clip_high)", ".clamp(1 - clip_high, 1 + clip_low)", LOSS),
         ("clip_keeps_its_gradient", "torch.where(clipped, 0.0, ratio * advantages)", "ratio * advantages", LITERAL),
         ("clip_delta_ignored", "ratio if clip_delta is None else", "ratio if True else", LITERAL),
         ("k3_sign", "kl = -grad_kl - x\n", "kl = -grad_kl + x\n", LITERAL),
@@ -46,7 +50,11 @@ TABLE = {
          "logprobs), clip_objective, clip", "logprobs), clip_objective * (1 + logprobs), clip", LOSS),
         ("cispo_clips_whatever_the_sign",
          "clip_objective < ratio * advantages\n", "clip_objective != ratio * advantages\n", LOSS),
-        ("sampler_weight_not_capped", ".exp().clamp(max=sampler_cap)", ".exp()", LOSS),
+        ("sampler_weight_not_capped",
+         "torch.where(correction > sampler_cap, sampler_cap, correction)", "correction", LOSS),
+        ("on_policy_ratio_without_slope",
+         "sloped(logprobs, torch.ones_like(logprobs))", "torch.zeros_like(logprobs)", SECOND),
+        ("cispo_weight_followed", "ratio.detach().clamp", "ratio.clamp", SECOND),
         ("sampler_weight_inverted", "(old_logprobs - sampler_logprobs)", "(sampler_logprobs - old_logprobs)", LOSS),
     ],
     "reference/logits.py": [
@@ -58,10 +66,12 @@ TABLE = {
         ("mask_missing_in_statistics",
          "torch.where(valid, x, 0.0) for x in statistics", "x for x in statistics", STATISTICS),
         ("softcap_slope_missing", "grad * (1 - (x / softcap).square())", "grad", STATISTICS),
-        ("keep_mask_ignored", "x = torch.where(keep_mask.reshape(x.shape), x, -torch.inf)", "pass", STATISTICS),
+        ("keep_mask_ignored",
+         "x = torch.where(keep_mask.reshape(x.shape) | ~valid[:, None], x, -torch.inf)", "pass", STATISTICS),
         ("keep_mask_missing_in_gradient",
          "grad = torch.where(keep_mask.reshape(grad.shape), grad, 0.0 * grad)", "pass", EDGES),
         ("zero_times_infinity", "return torch.where(log_p == -torch.inf, 0.0, x)", "return x", INFINITE),
+        ("minus_infinity_times_zero", "(e * finite(d))", "(e * d)", INFINITE),
         ("elsewhere_in_the_gradient", "here[:, None].to(p.dtype)", "1.0", ELSEWHERE),
         ("elsewhere_in_the_logprob", "torch.where(here, d.gather(", "torch.where(valid, d.gather(", ELSEWHERE),
     ],
@@ -71,12 +81,20 @@ TABLE = {
          "_mean_gap(log_q, log_p),\n        _mean_gap(log_p, log_q),", DIVERGENCE),
         ("mean_missing_in_gradient", "own - other - infinite[:, None]", "own - other", DIVERGENCE),
         ("other_side_sign", "p - other.exp()", "other.exp() - p", DIVERGENCE),
+        ("infinite_kl_has_a_gradient", "torch.where(infinite, torch.nan, 0.0)", "torch.where(infinite, 0.0, 0.0)",
+         SECOND),
+        ("impossible_token_without_slope", "impossible, -p.detach(), 0.0)", "impossible, 0.0 * p, 0.0)", SECOND),
+    ],
+    "reference/slopes.py": [
+        ("tangent_without_slope", "return _times(slope, tangent)", "return 0 * tangent", FORWARD),
+    ],
+    "followed.py": [
+        ("learned_arguments_unseen", "or is_followed(*others)", "", LEARNED),
     ],
     "vector_loss.py": [
         ("mean_over_all_rows", "valid.view(-1, length).sum(-1, keepdim=True).clamp(min=1)",
          "0 * valid.view(-1, length).sum(-1, keepdim=True) + length", LOSS),
-        ("gradient_not_shared",
-         "shared = _sequence_mean(to_ratio * upstream, valid, ctx.length)", "shared = to_ratio * upstream", LOSS),
+        ("uncounted_arguments", "name: _zero_unless(valid, x) for name", "name: x for name", UNCOUNTED),
     ],
     "vocab_parallel.py": [
         ("part_without_its_temperature", "(own_max - row_max) * inverse", "(own_max - row_max) * 0 + inverse", PARTS),
@@ -85,7 +103,8 @@ TABLE = {
         ("part_of_minus_infinity", "torch.where(nothing_finite, at_minus_inf, sums)", "sums", PARTS),
     ],
     "autograd.py": [
-        ("upstream_gradient_ignored", "ops.scale_rows_(formed, grad_losses.contiguous())", "pass", UPSTREAM),
+        ("upstream_gradient_ignored", "ops.call(ops.scale_rows_, formed, grad_losses.contiguous())", "pass", UPSTREAM),
+        ("upstream_taken_for_one", "and float(upstream[0]) == 1", "", LOSS),
     ],
     "lm_head/products.py": [
         ("weight_gradient_of_the_last_chunk", "grad.t(), x, start=not self._started", "grad.t(), x, start=True", HEAD),
