@@ -87,6 +87,10 @@ SETTINGS = {
     "sequence": {"old": True, "ratio_level": "sequence"},
     "sequence_on_policy": {"ratio_level": "sequence"},
     "cispo": {"old": True, "surrogate": "cispo"},
+    "sapo": {"old": True, "surrogate": "sapo"},
+    "vespo": {"old": True, "surrogate": "vespo", "ratio_level": "sequence"},
+    "corrected": {"old": True, "use_bias_correction_kl": True, "kl_cap": 1.0},
+    "corrected_on_policy": {"use_bias_correction_kl": True},
 }
 
 

@@ -6,6 +6,7 @@ import torch
 
 from policy_split import (
     dual_mode_loss,
+    jensen_shannon_divergence,
     linear_dual_mode_loss,
     linear_logprobs_and_entropy,
     linear_token_loss,
@@ -63,9 +64,16 @@ PAIRS = {
         lambda x: torch.stack(mode_divergence(x, 2 * x, mask=VALID)),
         lambda x: torch.stack(formulas.divergence(x, 2 * x, valid=VALID)),
     ),
+    "Jensen-Shannon": (
+        lambda x: jensen_shannon_divergence(x, OTHER, beta=0.3, temperature=TEMPERATURE, mask=VALID),
+        lambda x: formulas.jensen_shannon(x, OTHER, beta=0.3, temperature=TEMPERATURE, valid=VALID),
+    ),
     "loss on policy": loss_pair(),
     "loss off policy": loss_pair(old_logprobs=OLD, sampler_logprobs=OLD - 0.2),
     "cispo": loss_pair(old_logprobs=OLD, surrogate="cispo"),
+    "SAPO": loss_pair(old_logprobs=OLD, surrogate="sapo"),
+    "corrected KL": loss_pair(old_logprobs=OLD, use_bias_correction_kl=True, kl_cap=0.3),
+    "corrected KL on policy": loss_pair(use_bias_correction_kl=True),
     "trl, one token": (
         lambda x: trl.selective_log_softmax(x, TARGETS, temperature=0.7),
         lambda x: formulas.statistics(x, TARGETS, valid=VALID, temperature=0.7)[0],
@@ -130,6 +138,17 @@ def test_impossible_tokens(backend):
 
 
 @two_backends
+def test_distributions_that_are_equal(backend):
+    """Where the divergence is 0 and so is its gradient, its curvature is Fisher's information, beta (1 - beta) F."""
+    p = torch.softmax(OTHER, -1)
+    leaf = OTHER.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(jensen_shannon_divergence(leaf, OTHER, beta=0.3).sum(), leaf, create_graph=True)
+    direction = torch.linspace(-1, 2, OTHER.numel(), dtype=torch.float64).view(OTHER.shape)
+    (curved,) = torch.autograd.grad((gradient * direction).sum(), leaf)
+    assert gradient.abs().max() < 1e-12
+    torch.testing.assert_close(curved, 0.3 * 0.7 * p * (direction - (p * direction).sum(-1, keepdim=True)))
+
+
 def test_one_of_two_matrices(backend):
     a, b = LOGITS.clone().requires_grad_(), OTHER.clone()
     (gradient,) = torch.autograd.grad(mode_divergence(a, b).kl_ba.sum(), a, create_graph=True)

@@ -5,6 +5,7 @@ import torch
 
 from policy_split import (
     dual_mode_loss,
+    jensen_shannon_divergence,
     linear_dual_mode_loss,
     linear_logprobs_and_entropy,
     linear_token_loss,
@@ -26,10 +27,19 @@ def loss(x, t, a):
     return dual_mode_loss(x, t, advantages=a, old_logprobs=a - 2, **TOKENS).loss
 
 
+def vespo(x, t, a):
+    policy = {"surrogate": "vespo", "ratio_level": "sequence", "reduction": "none"}
+    return dual_mode_loss(
+        x[None], t[None], advantages=a[None], old_logprobs=a[None] - 2, mode=t[None] % 2, **policy
+    ).loss
+
+
 FUNCTIONS = {
     "statistics": lambda x, t, a: torch.stack(logprobs_and_entropy(x, t, temperature=0.8)),
     "divergence": lambda x, t, a: torch.stack(mode_divergence(x, x * a[:, None])),
+    "Jensen-Shannon": lambda x, t, a: jensen_shannon_divergence(x, x * a[:, None], beta=0.7),
     "loss": loss,
+    "sequence": sequence_loss,
     "trl": lambda x, t, a: trl.selective_log_softmax(x, torch.stack((t, t), -1)),
     "verl": lambda x, t, a: verl.logprobs_from_logits(x * 1.0, t),
 }

@@ -7,6 +7,7 @@ import torch
 from policy_split import (
     DualModeLoss,
     dual_mode_loss,
+    jensen_shannon_divergence,
     linear_dual_mode_loss,
     linear_logprobs_and_entropy,
     linear_token_loss,
@@ -42,6 +43,8 @@ POLICIES = {
     "sequence": {"ratio_level": "sequence"},
     "cispo": {"surrogate": "cispo"},
     "delta": {"clip_delta": 1.5},
+    "sapo": {"surrogate": "sapo"},
+    "corrected": {"use_bias_correction_kl": True, "kl_cap": 0.2},
 }
 
 
@@ -125,6 +128,10 @@ OF_TEMPERATURE = {
     "divergence": (
         lambda x, t: torch.stack(mode_divergence(x, x.flip(-1), temperature=t)),
         lambda x, t: torch.stack(formulas.divergence(x, x.flip(-1), temperature=t)).view(4, B, T),
+    ),
+    "Jensen-Shannon": (
+        lambda x, t: jensen_shannon_divergence(x, x.flip(-1), beta=0.2, temperature=t),
+        lambda x, t: formulas.jensen_shannon(x, x.flip(-1), beta=0.2, temperature=t).view(B, T),
     ),
     "loss": (
         lambda x, t: dual_mode_loss(x, TARGETS, **VECTORS, **SETTINGS, temperature=t).loss,

@@ -5,6 +5,7 @@ import torch
 
 from policy_split import (
     dual_mode_loss,
+    jensen_shannon_divergence,
     linear_dual_mode_loss,
     linear_logprobs_and_entropy,
     linear_token_loss,
@@ -27,6 +28,7 @@ def tokens(targets):
 DIFFERENTIABLE = {
     "statistics": lambda h, t: logprobs_and_entropy(h @ WEIGHT.T, t),
     "divergence": lambda h, t: mode_divergence(h @ WEIGHT.T, h @ WEIGHT.flip(0).T),
+    "Jensen-Shannon": lambda h, t: (jensen_shannon_divergence(h @ WEIGHT.T, h @ WEIGHT.flip(0).T, beta=0.3),),
     "LM head": lambda h, t: linear_logprobs_and_entropy(h, WEIGHT, t),
     "trl, both": lambda h, t: trl.selective_log_softmax_and_entropy(h @ WEIGHT.T, t),
     "trl, one": lambda h, t: (trl.selective_log_softmax(h @ WEIGHT.T, t),),
@@ -45,10 +47,19 @@ LOSSES = {
     "sequence": lambda h, t: dual_mode_loss(
         h @ WEIGHT.T, t, **tokens(t), ratio_level="token" if t.dim() == 1 else "sequence"
     ),
+    "SAPO": lambda h, t: dual_mode_loss(h @ WEIGHT.T, t, **tokens(t), surrogate="sapo"),
+    "not reduced": lambda h, t: not_reduced(h @ WEIGHT.T, t),
     "LM head": lambda h, t: linear_dual_mode_loss(h, WEIGHT, t, **tokens(t)),
     "LM head in float16": lambda h, t: linear_dual_mode_loss(h.half(), WEIGHT.half(), t, **tokens(t)),
     "any loss": lambda h, t: linear_token_loss(h, WEIGHT, t, lambda lp, ent, _: lp.square() + ent),
 }
+
+
+def not_reduced(logits, targets):
+    loss, *others = dual_mode_loss(logits, targets, **tokens(targets), reduction="none")
+    kept = loss.sum()
+    loss.mul_(5)
+    return kept, loss.detach(), *others
 
 
 def hidden(dim):
