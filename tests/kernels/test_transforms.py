@@ -27,11 +27,10 @@ def loss(x, t, a):
     return dual_mode_loss(x, t, advantages=a, old_logprobs=a - 2, **TOKENS).loss
 
 
-def vespo(x, t, a):
-    policy = {"surrogate": "vespo", "ratio_level": "sequence", "reduction": "none"}
-    return dual_mode_loss(
-        x[None], t[None], advantages=a[None], old_logprobs=a[None] - 2, mode=t[None] % 2, **policy
-    ).loss
+def sequence_loss(x, t, a):
+    tokens = {"advantages": a[None], "old_logprobs": a[None] - 2, "mode": t[None] % 2}
+    policy = {"ratio_level": "sequence", "reduction": "none", "clip_high": 4.0}
+    return dual_mode_loss(x[None], t[None], **tokens, **policy).loss
 
 
 FUNCTIONS = {
