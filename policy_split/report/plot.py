@@ -35,7 +35,8 @@ def plot_run(folder: str | Path) -> Path:
         for label, key in curves.items():
             axes.plot([step["step"] for step in steps], [step[key] for step in steps], label=label, linewidth=1)
         axes.set(title=title, xlabel="step")
-        axes.legend(frameon=False)
+        if axes.get_legend_handles_labels()[1]:  # a run may have none of the numbers
+            axes.legend(frameon=False)
     target = source.with_name("curves.png")
     figure.savefig(target, dpi=150)
     return target
