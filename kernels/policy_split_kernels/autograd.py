@@ -186,10 +186,13 @@ class _Loss(torch.autograd.Function):
             arguments = (*tokens, ctx.softcap, keep_mask, *ctx.tokens)
             return *followed.gradients(followed.losses, (logits,), arguments, (grad_losses,)), *nothing
         formed, ctx.formed, ctx.spent = ctx.formed, None, True
-        if formed is not None:
-            if not _is_one(grad_losses):
-                ops.call(ops.scale_rows_, formed, grad_losses.contiguous())
+        if formed is not None and _is_one(grad_losses):
             return formed, *nothing
+        again = formed is not None and formed.dtype == torch.bfloat16 and not ctx.inplace and can_ask(grad_losses)
+        if formed is not None and not again:  # bfloat16 on a CPU is formed anew, and so rounded once
+            ops.call(ops.scale_rows_, formed, grad_losses.contiguous())
+            return formed, *nothing
+        del formed
         logits, *tokens, keep_mask, entropy, row_max, log_sum, grad_logprobs, grad_entropy = ctx.saved_tensors
         upstream = (grad_logprobs * grad_losses, grad_entropy * grad_losses)
         arguments = (*tokens, ctx.softcap, keep_mask, row_max, log_sum, entropy, *upstream)
