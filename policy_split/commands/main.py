@@ -2,9 +2,11 @@
 
 policy-split train                              Countdown with a small model from scratch, on the CPU
 policy-split train --model NAME --dataset DATA --reward FILE.py:FUNCTION
+policy-split train --resume RUN                 go on with a run as it was started
 policy-split eval RUN_OR_MODEL [--against OTHER]  pass@k, diversity and KL of both modes, and a comparison
 policy-split sample RUN --prompt TEXT           what both modes answer, side by side, entropies as color
 policy-split report RUN [RUN ...]               runs as one HTML file: curves, tables, samples
+policy-split export RUN [--merge]               a run's model or checkpoint as a folder of its own, LoRA merged in
 policy-split study                              algorithms compared over several seeds, on the built-in task
 policy-split plot RUN                           a run's curves as a picture
 policy-split doctor                             what is installed, what is missing and what that costs
@@ -21,6 +23,7 @@ COMMANDS = {
     "eval": "evaluate",
     "sample": "sample",
     "report": "report",
+    "export": "export",
     "study": "study",
     "plot": "plot",
     "doctor": "doctor",

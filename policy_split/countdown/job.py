@@ -26,15 +26,19 @@ BEFORE = "before.json"  # the evaluation after the warm start, for a run that is
 
 
 def run_countdown(
-    config: PolicySplitConfig, size: CountdownSize = SIZES["small"], *, resume: bool = False
+    config: PolicySplitConfig,
+    size: CountdownSize = SIZES["small"],
+    *,
+    resume: bool = False,
+    resume_anyway: bool = False,
 ) -> dict[str, Any]:
     """Warm start, evaluate, train, evaluate again: writes results.json and table.md in config.output_dir.
 
     config: such as PolicySplitConfig(**size.settings, output_dir=...).
     resume: go on from the newest whole checkpoint in config.output_dir, with the first evaluation that before.json has
-    kept; a run that was stopped before its first checkpoint starts over. Of several processes each makes the warm
-    start, evaluates its share of the questions, and the first writes. Raises what `PolicySplitTrainer` raises, and
-    ValueError for a run of another size.
+    kept; a run that was stopped before its first checkpoint starts over. resume_anyway: as of the trainer. Of several
+    processes each makes the warm start, evaluates its share of the questions, and the first writes. Raises what
+    `PolicySplitTrainer` raises, and ValueError for a run of another size.
     """
     started = time.perf_counter()
     if resume and load_size(Path(config.output_dir)) not in (None, size):
@@ -49,6 +53,7 @@ def run_countdown(
     held_out = size.task.dataset(size.held_out_questions, seed=config.seed, split="held_out")
     trainer = PolicySplitTrainer(model, tokenizer, countdown_reward, train, replace(config, overwrite_output_dir=False))
 
+    trainer.sources = {"size": next((name for name, each in SIZES.items() if each == size), None)}
     first = trainer.accelerator.is_main_process
     if first:
         if overwrite and not resume:
@@ -65,7 +70,7 @@ def run_countdown(
         if first:
             replace_text(output / BEFORE, json.dumps(before, indent=1) + "\n")
     warm = time.perf_counter()
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=resume, resume_anyway=resume_anyway)
     trained = time.perf_counter()
     after = trainer.evaluate(held_out, key=canonical)
     results = {

@@ -61,12 +61,8 @@ def save_pretrained(
     if accelerator.is_main_process:
         unfinished = folder / f"{ASIDE}model"
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
         try:
-            with progress_bars(sys.stderr.isatty()):
-                bare.save_pretrained(unfinished, state_dict=state)
-            (unfinished / "README.md").unlink(missing_ok=True)  # peft's, which says nothing
-            tokenizer.save_pretrained(unfinished)
+            write_model(bare, state, tokenizer, unfinished)
             if add is not None:
                 add(unfinished)
             written = sorted(path.name + "/*" * path.is_dir() for path in unfinished.iterdir())
@@ -75,6 +71,15 @@ def save_pretrained(
             shutil.rmtree(unfinished, ignore_errors=True)
     accelerator.wait_for_everyone()
     return written
+
+
+def write_model(model: Any, state: dict[str, Any] | None, tokenizer: Any, folder: Path) -> None:
+    """Model and tokenizer into a new folder; state: the whole weights of a model that is sharded."""
+    folder.mkdir(parents=True)
+    with progress_bars(sys.stderr.isatty()):
+        model.save_pretrained(folder, state_dict=state)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's, which says nothing
+    tokenizer.save_pretrained(folder)
 
 
 def replace_model(new: Path, folder: Path) -> None:

@@ -42,8 +42,11 @@ class Record:
 
 
 def described(config: PolicySplitConfig, sources: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.yaml says: where model, questions and rewards came from, as far as they have a name, and settings."""
-    return {name: value for name, value in sources.items() if value is not None} | asdict(config)
+    """What config.yaml says: the names of model, questions and rewards, None for objects, and the settings.
+
+    To overwrite a folder is what one start did, no setting: the file can be given back and removes nothing.
+    """
+    return {**sources, **asdict(config), "overwrite_output_dir": False}
 
 
 def source_name(given: Any) -> str | list[str] | None:

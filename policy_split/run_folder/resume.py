@@ -50,9 +50,12 @@ def fixed_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> di
     fixed = [name for name, may in PolicySplitConfig.resumption().items() if may == "fixed"]
     found = {
         name: (before[name], after[name])
-        for name in ("model", *fixed)
+        for name in fixed
         if name in before and name in after and _plain(before[name]) != _plain(after[name])
     }
+    names = (before.get("model"), after.get("model"))
+    if None not in names and names[0] != names[1]:
+        found = {"model": names} | found
     then, now = _rows_per_step(before), _rows_per_step(after)
     return found if then == now else found | {ROWS: (then, now)}
 

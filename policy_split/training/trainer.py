@@ -85,7 +85,8 @@ class PolicySplitTrainer:
         ref_model: PreTrainedModel | str | None = None,
     ):
         self.config = config = PolicySplitConfig() if config is None else config
-        given = {"model": model, "dataset": train_dataset, "eval_dataset": eval_dataset, "reward": reward_funcs}
+        given = {"model": model, "dataset": train_dataset, "reward": reward_funcs}
+        given |= {} if eval_dataset is None else {"eval_dataset": eval_dataset}
         self.sources: dict[str, Any] = {name: source_name(value) for name, value in given.items()}
         self.accelerator = make_accelerator(config)
         if config.prompts_per_step % self.accelerator.num_processes:

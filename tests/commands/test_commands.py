@@ -10,7 +10,7 @@ import pytest
 import tiny
 from transformers import AutoModelForCausalLM
 
-from policy_split.commands import train
+from policy_split.commands import train_arguments
 from policy_split.commands.main import main
 from policy_split.config import PolicySplitConfig
 from policy_split.countdown import job
@@ -214,9 +214,9 @@ def test_the_loss_is_imported_without_the_trainers_libraries():
 
 
 def test_an_earlier_run_is_not_written_over(tmp_path):
-    assert train.free_folder(str(tmp_path / "run")) == str(tmp_path / "run")
+    assert train_arguments.free_folder(str(tmp_path / "run")) == str(tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run-2").mkdir()
-    assert train.free_folder(str(tmp_path / "run")) == str(tmp_path / "run-3")
-    assert train.newest_folder(str(tmp_path / "run")) == str(tmp_path / "run-2")
-    assert train.newest_folder(str(tmp_path / "other")) == str(tmp_path / "other")
+    assert train_arguments.free_folder(str(tmp_path / "run")) == str(tmp_path / "run-3")
+    assert train_arguments.newest_folder(str(tmp_path / "run")) == str(tmp_path / "run-2")
+    assert train_arguments.newest_folder(str(tmp_path / "other")) == str(tmp_path / "other")

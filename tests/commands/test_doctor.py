@@ -33,7 +33,7 @@ def test_what_is_there(capsys):
     [
         ("trl", ModuleNotFoundError("No module named 'trl'", name="trl"), "missing", "pip install 'policy-split[trl]'"),
         ("flash_attn", ModuleNotFoundError("", name="flash_attn"), "missing", "[flash-attn]' --no-build-isolation"),
-        ("peft", ModuleNotFoundError("", name="peft"), "missing", "no LoRA; pip install peft"),
+        ("peft", ModuleNotFoundError("", name="peft"), "missing", "no LoRA; pip install 'policy-split[peft]'"),
         ("trl", ModuleNotFoundError("No module named 'x'", name="x"), "wrong", "No module named 'x'"),
         ("matplotlib", RuntimeError("of another\nNumPy"), "wrong", "RuntimeError: of another NumPy"),
         ("reasoning_gym", SystemExit(3), "wrong", "SystemExit: 3"),
