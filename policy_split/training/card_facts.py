@@ -21,7 +21,7 @@ def card_writer(trainer: "PolicySplitTrainer", folder: Path) -> Callable[[Path],
 
 def trainer_facts(trainer: "PolicySplitTrainer") -> Facts:
     config = trainer.config
-    base = trainer.sources["model"] or getattr(trainer.policy.bare, "name_or_path", None) or None
+    base = trainer.sources.get("model") or getattr(trainer.policy.bare, "name_or_path", None) or None
     split = Split(
         high_entropy_prompt=config.high_entropy_prompt,
         normal_prompt=config.normal_prompt,
