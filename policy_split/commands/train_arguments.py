@@ -11,7 +11,7 @@ from transformers import HfArgumentParser
 from policy_split.config import PolicySplitConfig
 from policy_split.countdown.sizes import SIZES, CountdownSize, find_size, load_size
 from policy_split.data.datasets import DATASET_HELP
-from policy_split.rewards.functions import REWARD_HELP
+from policy_split.rewards.loading import REWARD_HELP
 from policy_split.run_folder.checkpoints import checkpoints
 from policy_split.run_folder.output_dir import CONFIG
 

@@ -30,7 +30,8 @@ def draw(facts: Facts, folder: Path) -> bool:
             if points:
                 axes.plot(*zip(*points, strict=True), label=mode.replace("_", "-"), linewidth=1)
         axes.set(title=title, xlabel="step")
-        axes.legend(frameon=False)
+        if axes.get_legend_handles_labels()[1]:  # a run may have none of the numbers
+            axes.legend(frameon=False)
     figure.savefig(folder / PLOT, dpi=100)
     return True
 
