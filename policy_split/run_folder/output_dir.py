@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ FILES = (CONFIG, "config-*.yaml", ENVIRONMENT, EVALUATION, FINGERPRINT, *TASK_FI
 def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Raises FileExistsError if the folder is a file, or holds a run or a model that is neither resumed nor to be
     overwritten, and another OSError if it cannot be written."""
-    if folder.exists() and not folder.is_dir():
+    if _is_no_folder(folder):
         raise FileExistsError(f"output_dir={str(folder)!r} is a file; expected a folder")
     if not resume and not overwrite:
         run, model = earlier_run(folder), model_files(folder) if holds_model(folder) else []
@@ -55,6 +56,14 @@ def check_writable(folder: Path) -> None:
         for path in missing:
             with contextlib.suppress(OSError):  # not there, or another process is writing in it
                 path.rmdir()
+
+
+def _is_no_folder(path: Path) -> bool:
+    """Something else stands there; looked at once, as it may come and go meanwhile."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except OSError:  # nothing, or nothing that can be looked at
+        return False
 
 
 def _write_in(folder: Path) -> None:
