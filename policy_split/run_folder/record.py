@@ -30,7 +30,7 @@ class Record:
         """
         folder.mkdir(parents=True, exist_ok=True)
         path, before = folder / CONFIG, read_settings(folder)
-        text = yaml.safe_dump(dict(self.settings), sort_keys=False, allow_unicode=True)
+        text = as_yaml(self.settings)
         if before is None:
             replace_text(path, text)
         elif before != yaml.safe_load(text):
@@ -39,6 +39,23 @@ class Record:
             replace_text(path, f"# from step {step} on; what ran before is in {earlier.name}\n{text}")
         replace_text(folder / FINGERPRINT, json.dumps(self.fingerprint, indent=1, ensure_ascii=False) + "\n")
         replace_text(folder / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Texts with line ends that only YAML and Unicode know are quoted: unquoted they come back as other texts."""
+
+    def represent_str(self, data: str) -> Any:
+        quoted = set(data) & set("\x85\u2028\u2029\ufeff")
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if quoted else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def as_yaml(settings: Mapping[str, Any]) -> str:
+    """For people, and read again without a loss."""
+    text: str = yaml.dump(dict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def described(config: PolicySplitConfig, sources: Mapping[str, Any]) -> dict[str, Any]:
