@@ -17,7 +17,7 @@ any_case = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 SMALL = (1, 2, 7, 65)
-LAYOUTS = tuple(set(cases.LAYOUTS) - {"expanded"})  # which PyTorch gives no tangents
+LAYOUTS = tuple(layout for layout in cases.LAYOUTS if layout != "expanded")  # which PyTorch gives no tangents
 ROUTES = st.sampled_from(["dual numbers", "torch.func.jvp"])
 
 
