@@ -148,52 +148,6 @@ def test_compile_fullgraph(device, name):
     torch.testing.assert_close(*(torch.autograd.grad(x, logits)[0] for x in (actual, expected)))
 
 
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "low", "weight", "clipped"),
-    [
-        (1.5, 2.0, 1.0, 1.5, False),
-        (4.0, 2.0, 1.0, 3.0, True),  # the weight is min(ratio, epsilon_high), whatever the sign of the advantage
-        (4.0, -2.0, 1.0, 3.0, False),  # pushed back towards 1: TRL and Liger do not count it, either
-        (4.0, 0.0, 1.0, 3.0, False),
-        (0.01, 2.0, 1.0, 0.01, False),
-        (0.01, 2.0, 0.75, 0.25, False),
-        (0.01, -2.0, 0.75, 0.25, True),
-        (0.01, -2.0, 1.0, 0.01, False),
-        (2.9, 2.0, 1.0, 2.9, False),
-    ],
-)
-def test_literal_cispo(device, ratio, advantage, low, weight, clipped):
-    """p = (1/4, 3/4), 1 - low <= weight <= 3: loss -weight * A * ln(3/4), gradient -weight * A * (-1/4, 1/4)."""
-    logits = torch.tensor([[0.0, math.log(3)]], dtype=torch.float64, device=device, requires_grad=True)
-    one = torch.ones(1, dtype=torch.float64, device=device)
-    out = dual_mode_loss(
-        logits, one.long(), advantages=advantage * one, mode=one.long(), old_logprobs=math.log(0.75 / ratio) * one,
-        surrogate="cispo", clip_low=low, clip_high=3.0 - 1,
-    )  # fmt: skip
-    (gradient,) = torch.autograd.grad(out.loss, logits)
-    assert out.loss.item() == pytest.approx(-weight * advantage * math.log(0.75))
-    assert gradient[0].tolist() == pytest.approx([weight * advantage / 4, -weight * advantage / 4])
-    assert out.clipped.item() == clipped
-
-
-@pytest.mark.parametrize("surrogate", ["clip", "cispo"])
-@pytest.mark.parametrize(("sampler", "factor"), [(-1.0, 0.4), (-4.0, 2.0), (-math.inf, 2.0), (0.0, math.exp(-1) * 0.4)])
-def test_literal_sampler(device, surrogate, sampler, factor):
-    """old = -1 + ln 0.4 against the engine's log-prob: the weight is cut at 2, also where the engine never drew it."""
-    logits = torch.zeros(1, 5, device=device, requires_grad=True)
-    one = torch.ones(1, device=device)
-    tokens = {"advantages": 3 * one, "mode": one.long(), "old_logprobs": (math.log(0.4) - 1) * one}
-    wide = {"surrogate": surrogate, "clip_low": 1.0, "clip_high": 99.0}
-    plain = dual_mode_loss(logits, one.long(), **tokens, **wide)
-    out = dual_mode_loss(logits, one.long(), **tokens, **wide, sampler_logprobs=sampler * one)
-    for x, y in zip(
-        (out.loss, *torch.autograd.grad(out.loss, logits)),
-        (plain.loss, *torch.autograd.grad(plain.loss, logits)),
-        strict=True,
-    ):
-        torch.testing.assert_close(x, factor * y, rtol=1e-6, atol=1e-7)
-
-
 def test_a_sequence_has_one_ratio(device):
     """Uniform over 4 words, old log-probs ln 1/4 - (0.1, 0.3): every ratio is exp(0.2), and the clip takes both."""
     logits = torch.zeros(1, 3, 4, device=device, dtype=torch.float64, requires_grad=True)
