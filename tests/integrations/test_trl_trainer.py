@@ -1,4 +1,4 @@
-"""Policy Split and our kernels on TRL's own trainer: real runs of tiny models, and its numbers against ours."""
+"""Policy Split on TRL's own trainer: real runs of tiny models, and its numbers against ours."""
 
 import math
 import os
@@ -9,16 +9,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from datasets import Dataset
-from trl_runs import settings, trainer
+from trl_runs import saved_model, settings, trainer
 
 from policy_split import dual_mode_advantages, dual_mode_loss
 from policy_split.integrations.interleaved import blocks_of, modes_of_rows, rows_of
 from policy_split.modes import HIGH_ENTROPY, NORMAL
-from policy_split_kernels import linear as linear_module
 
 trl = pytest.importorskip("trl", reason="trl is not installed", exc_type=ImportError)
-from policy_split.integrations.trl import kernels as trl_kernels  # noqa: E402
 from policy_split.integrations.trl import trainer as ours  # noqa: E402
 
 # transformers renames activation checkpointing, and TRL 1.16 calls it by its old name
@@ -27,12 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:trl"),
 ]
 CHAT = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in tiny.QUESTIONS]
-
-
-def saved_model(folder):
-    """A model that TRL can load once more, as it does for its reference."""
-    tiny.model().save_pretrained(folder)
-    return type(tiny.model()).from_pretrained(folder)
 
 
 def batch_of(run):
@@ -262,46 +253,6 @@ def test_unfit(tmp_path):
     run = trainer(tmp_path, reward=lambda completions, **_: [None] * len(completions))
     with pytest.raises(ValueError, match="response 0 has no reward"):
         batch_of(run)
-
-
-@pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
-def test_fused_kernels_of_a_plain_trainer(tmp_path, monkeypatch, kind):
-    """The same run with TRL's head and with ours: weights to rounding, GRPO's entropy bonus and the reference too."""
-    made, config = getattr(trl, f"{kind}Trainer"), getattr(trl, f"{kind}Config")
-    options = {"beta": 0.1, "temperature": 0.7} | ({"entropy_coef": 0.01} if kind == "GRPO" else {})
-    finals, calls = [], []
-    original = linear_module.linear_logprobs_and_entropy
-    counted = lambda *a, **k: calls.append(1) or original(*a, **k)  # noqa: E731
-    monkeypatch.setattr(trl_kernels, "linear_logprobs_and_entropy", counted)
-    for fused in (False, True):
-        run = made(
-            saved_model(tmp_path / "model"),
-            tiny.reward,
-            config(**settings(tmp_path / str(fused), **options)),
-            train_dataset=Dataset.from_list(tiny.QUESTIONS),
-            processing_class=tiny.tokenizer(),
-        )
-        if fused:
-            assert ours.use_fused_kernels(run) is run
-        torch.manual_seed(0)
-        run.train()
-        finals.append((dict(run.model.state_dict()), run.state.log_history[0]))
-        assert bool(calls) == fused
-    for name, value in finals[0][0].items():
-        torch.testing.assert_close(finals[1][0][name], value, rtol=1e-3, atol=1e-3)
-    for name in ("loss", "grad_norm", "kl", *(["entropy"] if kind == "GRPO" else [])):
-        assert float(finals[1][1][name]) == pytest.approx(float(finals[0][1][name]), rel=1e-3, abs=1e-6)
-
-
-def test_fused_kernels_of_something_else(tmp_path):
-    with pytest.raises(TypeError, match="GRPOTrainer, RLOOTrainer"):
-        ours.use_fused_kernels(object())
-    run = trainer(tmp_path, fused_kernels=False)
-    forward = run.model.forward
-    run.model.lm_head = torch.nn.Sequential(run.model.lm_head)
-    with pytest.raises(TypeError, match="LM head must be"):
-        ours.use_fused_kernels(run)
-    assert run.model.forward == forward
 
 
 def test_a_question_on_two_ranks():

@@ -36,3 +36,9 @@ def trainer(folder, *, model=None, reward=tiny.reward, questions=tiny.QUESTIONS,
         processing_class=tokenizer or tiny.tokenizer(chat=not isinstance(questions[0]["prompt"], str)),
         **given,
     )
+
+
+def saved_model(folder):
+    """A model that TRL can load once more, as it does for its reference."""
+    tiny.model().save_pretrained(folder)
+    return type(tiny.model()).from_pretrained(folder)
