@@ -1,4 +1,4 @@
-"""The house: every folder and module says what it is, and import-linter's contracts can be broken."""
+"""The house: every folder and module says what it is, files are short, and import-linter's contracts can be broken."""
 
 import ast
 import os
@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = (ROOT / "policy_split", ROOT / "kernels" / "policy_split_kernels")
 FOLDERS = (*PACKAGES, *(ROOT / name for name in ("benchmarks", "examples", "scripts", "tests")))
+LINES = 300
 # One import too many for each contract of pyproject.toml: where it is planted, and how the linter reports it.
 PLANTED = {
     "policy_split: a folder imports only folders below it": (
@@ -73,6 +74,11 @@ def test_a_module_says_in_its_first_line_what_it_is():
     assert len(paths) > 250
     first = {path: (docstring(path).splitlines() or [""])[0] for path in paths}
     assert not {str(path): line for path, line in first.items() if len(line) < 12 or not line.endswith((".", ":"))}
+
+
+def test_files_are_short():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules(*FOLDERS)}
+    assert not {str(path): length for path, length in lengths.items() if length > LINES}
 
 
 def test_the_kernels_folder_is_no_package():
