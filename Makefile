@@ -56,7 +56,7 @@ test-quickstart: install $(VENV)/.test $(SMOLLM2)
 # of them once aborted as it ended ("terminate called", after its last line)
 test-verl:
 	$(MAKE) VENV=$(VERL_VENV) $(VERL_VENV)/.verl
-	$(VERL_VENV)/bin/python -m pytest -n auto --dist loadfile $(addprefix tests/,integrations/test_verl.py integrations/test_verl_training.py models/test_lm_head.py) \
+	$(VERL_VENV)/bin/python -m pytest -n auto --dist loadfile $(wildcard tests/integrations/test_verl*.py tests/models/test_lm_head*.py) \
 		--deselect tests/models/test_lm_head.py::test_ddp_and_fsdp2_train_as_one_process_does $(ARGS)
 
 lint: install $(VENV)/.lint
