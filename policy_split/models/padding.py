@@ -11,6 +11,17 @@ SHIFT = 1 / 4  # of what another first token does: rounding is less, padding tha
 PROMPT, RESPONSE = 6, 4  # tokens of the long prompt, and of both responses
 
 
+def check_padding(name: str, logits_of: Callable[[PaddedBatch], Tensor], vocabulary: int, device: torch.device) -> None:
+    """ValueError that names a model which reads the padding."""
+    fault = padding_fault(logits_of, vocabulary, device)
+    if fault is not None:
+        raise ValueError(
+            f"{name} does not honour its attention mask: {fault}. Prompts of both modes differ in length, and its "
+            f"responses would be sampled and scored behind padding that it reads; choose a model that takes an "
+            f"attention_mask"
+        )
+
+
 def padding_fault(logits_of: Callable[[PaddedBatch], Tensor], vocabulary: int, device: torch.device) -> str | None:
     """What goes wrong where a prompt of one token stands beside a longer one; None: nothing does.
 

@@ -22,7 +22,7 @@ from .batches import FLASH_ATTENTION_ARGUMENTS, Batch, PaddedBatch
 from .gguf import read_model, read_tokenizer
 from .lm_head import UnknownHeadError, inner_model, is_patched, patch_lm_head, unpatch_lm_head
 from .packing import packing_fault, sharing_fault
-from .padding import padding_fault
+from .padding import check_padding
 from .prompt_attention import use_former_attention, use_prompt_attention
 from .shared_prompts import ARGUMENT as SHARED_PROMPTS
 from .source import check_source, gguf_file, is_adapter
@@ -183,7 +183,6 @@ class Policy:
     ):
         self.model, self.tokenizer, self.chunk_bytes = model, tokenizer, chunk_bytes
         self.bare = cast(PreTrainedModel, model) if bare is None else bare
-        self._last_id: int | None = None
         self.end_ids = end_ids(self.bare, self.tokenizer)
         self.pad_id = pad_id(self.bare, self.tokenizer)
         parameters = inspect.signature(inner_model(self.bare).forward).parameters
@@ -246,33 +245,12 @@ class Policy:
 
     def check_padding(self) -> None:
         """ValueError for a model that reads the padding in front of a short prompt, see `padding_fault`."""
-        vocabulary = input_embeddings(self.bare).num_embeddings
         with _trial(self.bare):
-            fault = padding_fault(
-                lambda batch: batch.predictions(self.bare(**self._inputs(batch)).logits), vocabulary, self.device
-            )
-        if fault is not None:
-            raise ValueError(
-                f"{type(self.bare).__name__} does not honour its attention mask: {fault}. Prompts of both modes differ "
-                f"in length, and its responses would be sampled and scored behind padding that it reads; choose a model "
-                f"that takes an attention_mask"
-            )
-
-    @property
-    def last_id(self) -> int:
-        """The largest token id that the tokenizer has."""
-        if self._last_id is None:
-            self._last_id = max(self.tokenizer.get_vocab().values())
-        return self._last_id
-
-    def check_drawn(self, ids: Tensor) -> None:
-        """ValueError for a token that the model has an embedding for, and the tokenizer no text."""
-        drawn = int(ids.max()) if ids.numel() else 0
-        if drawn > self.last_id:
-            count = input_embeddings(self.bare).num_embeddings
-            raise ValueError(
-                f"the model drew token {drawn}, which the tokenizer does not have: its ids end at {self.last_id}, the "
-                f"model has {count} embeddings; cut them by model.resize_token_embeddings({self.last_id + 1})"
+            check_padding(
+                type(self.bare).__name__,
+                lambda batch: batch.predictions(self.bare(**self._inputs(batch)).logits),
+                input_embeddings(self.bare).num_embeddings,
+                self.device,
             )
 
     @property

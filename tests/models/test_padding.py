@@ -10,6 +10,7 @@ from transformers import ByT5Tokenizer
 
 from policy_split.evaluation.evaluate import evaluate_modes
 from policy_split.models.policy import Policy
+from policy_split.rollouts.drawn import check_drawn
 
 RWKV = {"vocab_size": 26, "hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 32}
 RWKV |= {"num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2}
@@ -46,9 +47,9 @@ def test_a_token_that_the_tokenizer_does_not_have(tmp_path):
     settings = {"max_position_embeddings": 512, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
     model = tiny.model(vocab_size=last + 5000, **settings)
     policy = Policy(model, tokenizer)
-    policy.check_drawn(torch.tensor([[0, last]]))
+    check_drawn(torch.tensor([[0, last]]), policy)
     says = (
         rf"drew token {last + 1}, which the tokenizer does not have: its ids end at {last}, .*embeddings\({last + 1}\)"
     )
     with pytest.raises(ValueError, match=says):
-        policy.check_drawn(torch.tensor([[0, last + 1]]))
+        check_drawn(torch.tensor([[0, last + 1]]), policy)
