@@ -22,4 +22,5 @@ def check_drawn(ids: Tensor, policy: Policy) -> None:
 @functools.lru_cache(maxsize=4)
 def last_id(tokenizer: Any) -> int:
     """The largest token id that the tokenizer has."""
-    return max(tokenizer.get_vocab().values())
+    last: int = max(tokenizer.get_vocab().values())
+    return last
