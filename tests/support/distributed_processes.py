@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import distributed_cases as cases
 import pytest
@@ -21,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from policy_split import PolicySplitConfig
 from policy_split.commands import train
+from policy_split.commands.train_arguments import Asked
 from policy_split.countdown import job
 from policy_split.countdown.problems import Countdown
 from policy_split.countdown.sizes import CountdownSize
@@ -156,8 +156,8 @@ def check_job(kind, folder):
         replace_text = job.replace_text
         patch.setattr(job, "replace_text", lambda *a: written.append(a[0].name) or replace_text(*a))
         config = PolicySplitConfig(**size.settings | options, output_dir=str(folder / kind / "job"), disable_tqdm=False)
-        chosen = SimpleNamespace(dataset=None, eval_dataset=None, reward=None, resume=False)
-        assert train.train_countdown(config, size, chosen) == 0
+        asked = Asked(config, size, resume=False, resume_anyway=False, sources={})
+        assert train.train_countdown(asked, size) == 0
         first = PartialState().is_main_process
     assert written == (["before.json", "results.json", "table.md"] if first else [])
     assert ("results: " in printed.getvalue()) == ("warm start" in bars.getvalue()) == first

@@ -176,7 +176,7 @@ TABLE = {
     ],
     "gpu/loss.py": [
         ("clip_bounds_swapped", "1.0 - clip_low,", "1.0 - clip_high,", LOSS),
-        ("k3_sign", "grown - x)", "grown + x)", LOSS),
+        ("k3_sign", "grown - x)", "grown + x)", LITERAL),
         ("k3_series", "near * near * 0.5", "near * near", LITERAL),
         ("cispo_not_detached",
          "objective = _scaled(grad_objective, logprob)",

@@ -18,6 +18,7 @@ AFTER_PARSING = {
     "train": ("train", "train_countdown", "train_model"),
     "eval": ("evaluate", "_output"),
     "sample": ("sample", "check_source"),
+    "export": ("export", "check_source"),
     "report": ("report", "report"),
     "study": ("study", "run_study"),
     "plot": ("plot", "plot_run"),
@@ -49,6 +50,12 @@ def policy_split(arguments: list[str]) -> None:
     with ExitStack() as patched:
         for name in functions:
             patched.enter_context(mock.patch.object(module, name, side_effect=Understood))
+        if "--resume" in arguments or "--config" in arguments:  # what is in a folder or a file that is none of ours
+            from policy_split.commands import train_arguments
+
+            empty = {"return_value": {}}
+            patched.enter_context(mock.patch.object(train_arguments, "_of_run", **empty))
+            patched.enter_context(mock.patch.object(train_arguments, "read_settings_file", **empty))
         with pytest.raises(Understood):
             module.run(arguments[1:])
 

@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # last: `kernels/` there is not
 from benchmarks import static
 from benchmarks.machine_code import assembly, compiled
 
-CALLS = ("statistics", "gradient", "loss", "scale", "divergence", "divergence_gradient")
+CALLS = ("statistics", "gradient", "loss", "scale", "divergence", "divergence_gradient", *compiled.MIXTURE)
 
 
 @triton.jit

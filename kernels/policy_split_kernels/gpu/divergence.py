@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..contract import DivergenceRows, MixtureRows, statistics_dtype
 from .launch import (
+    MIXTURE_THREAD_BYTES,
     PAIR_THREAD_BYTES,
     PAIR_THREADS,
     STREAMING_THREADS,
@@ -238,7 +239,7 @@ def jensen_shannon_gradient(
     if rows == 0 or (grad_a is None and grad_b is None):
         return
     matrices = (logits_a, logits_b, grad_a, grad_b)
-    tiles = tiling_of(matrices, STREAMING_THREADS, PAIR_THREAD_BYTES)
+    tiles = tiling_of(matrices, STREAMING_THREADS, MIXTURE_THREAD_BYTES)
     with on_device(logits_a.device):
         jensen_shannon_gradient_kernel[(rows,)](
             logits_a, logits_b, inverse_temperature, mask, beta,

@@ -30,6 +30,8 @@ PAIR_THREADS = {1024: 64, math.inf: 128}
 THREAD_BYTES = {2: 64, 4: 64, 8: 32}
 # The same of each of two matrices that are read together: with more there are too few registers.
 PAIR_THREAD_BYTES = {2: 32, 4: 32, 8: 16}
+# Of the gradient of a mixture of two, which would spill with more.
+MIXTURE_THREAD_BYTES = {2: 16, 4: 32, 8: 16}
 # Of the L2 cache for rows that are read a second time; the rest is for the gradient on its way out.
 RESIDENT_SHARE = 0.6
 # A multiprocessor has room for 512 threads of 128 registers. Of smaller programs, ptxas would give each thread of the
