@@ -173,3 +173,17 @@ def test_literal_sampler(device, surrogate, sampler, factor):
         strict=True,
     ):
         torch.testing.assert_close(x, factor * y, rtol=1e-6, atol=1e-7)
+
+
+def test_literal_kl_far_from_the_reference(backend, device):
+    """x = 2: k3 = e^2 - 2 - 1, its derivative by the log-prob 1 - e^2."""
+    logits = torch.zeros(1, 4, dtype=torch.float64, device=device, requires_grad=True)
+    targets, ones = torch.tensor([1], device=device), torch.ones(1, dtype=torch.float64, device=device)
+    reference = ones * (2 - math.log(4))
+    options = {"advantages": 0 * ones, "mode": targets * 0, "ref_logprobs": reference, "kl_coef": (1.0, 1.0)}
+    out = dual_mode_loss(logits, targets, **options)
+    out.loss.backward()
+    assert out.kl.item() == pytest.approx(math.e**2 - 3, rel=1e-12)
+    assert out.loss.item() == pytest.approx(math.e**2 - 3, rel=1e-12)
+    expected = (1 - math.e**2) * torch.tensor([[-0.25, 0.75, -0.25, -0.25]], dtype=torch.float64)
+    torch.testing.assert_close(logits.grad.cpu(), expected)
