@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .batches import PaddedBatch
+from .packing import SHIFT
 
-SHIFT = 1 / 4  # of what another first token does: rounding is less, padding that is read is more
 PROMPT, RESPONSE = 6, 4  # tokens of the long prompt, and of both responses
 
 
