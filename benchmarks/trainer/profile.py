@@ -29,8 +29,11 @@ from policy_split.countdown.job import warm_start_countdown
 from policy_split.countdown.problems import warm_start_examples
 from policy_split.countdown.sizes import SIZES
 from policy_split.rollouts import rollout as rollouts
+from policy_split.run_folder.record import Record, described
 from policy_split.run_folder.runlog import RunLog
 from policy_split.training import trainer as trainers
+from policy_split.training.baseline_step import BaselineTokens
+from policy_split.training.dual_step import DualTokens
 from policy_split.training.trainer import PolicySplitTrainer
 
 from ..interleave import interleaved, machine, ratio
@@ -97,12 +100,13 @@ def phases_of(runs: list[PolicySplitTrainer]) -> Iterator[Phases]:
     """The phases of the runs' steps, as long as the context lasts."""
     phases = Phases()
     functions = [
-        (rollouts, "sample", GENERATE), (rollouts, "compute_rewards", "rewards"), (trainers, "score_rollout", SCORE),
+        (rollouts, "sample", GENERATE), (rollouts, "grade", "rewards"), (trainers, "score_rollout", SCORE),
         (trainers, "rollout_sums", "metrics of the rollout"), (RunLog, "write", "log"),
+        (DualTokens, "fill", "advantages"), (BaselineTokens, "fill", "advantages"),
     ]  # fmt: skip
     for run in runs:
         functions += [
-            (run, "sample", LAYOUT), (run, "advantages", "advantages"), (run, "baseline", "advantages"),
+            (run, "sample", LAYOUT),
             (run.update, "step", UPDATE), (run.update, "_finish", "optimizer and clipping"),
             (run.accelerator, "backward", BACKWARD), (run.tokenizer, "batch_decode", "decoding"),
             (run.policy.bare, "forward", "forward"),
@@ -139,7 +143,8 @@ def profile(warmed: tuple[Any, Any, Any], algorithms: Sequence[str], steps: int)
         for name in algorithms:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             runs[name] = trainer_of(warmed, folder, algorithm=name, max_steps=WARM_UP + steps)
-            logs[name] = stack.enter_context(RunLog(runs[name].accelerator, runs[name].config, resume=False))
+            run, record = runs[name], Record(described(runs[name].config, {}), {})
+            logs[name] = stack.enter_context(RunLog(run.accelerator, run.config, record, resume=False))
         phases = stack.enter_context(phases_of(list(runs.values())))
         for _ in range(WARM_UP + steps):
             for name, run in runs.items():
