@@ -7,7 +7,8 @@ from torch import Tensor
 
 from policy_split.config import PolicySplitConfig
 
-from .rollout import Rollout, in_order
+from .micro_batches import in_order
+from .rollout import Rollout
 
 MEASURED = 4  # questions without a gradient, of those in a process, whose entropies and KLs stand for all of them
 

@@ -12,7 +12,8 @@ from policy_split.config import PolicySplitConfig
 from policy_split.models.adapters import without_adapter
 from policy_split.models.policy import Policy, fuse_lm_head, load_model
 from policy_split.models.sharding import shard_frozen
-from policy_split.rollouts.rollout import Rollout, micro_batches, score
+from policy_split.rollouts.micro_batches import micro_batches
+from policy_split.rollouts.rollout import Rollout, score
 
 
 def reference_logprobs(reference: Policy, policy: Policy, rollout: Rollout, config: PolicySplitConfig) -> Tensor:

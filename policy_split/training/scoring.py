@@ -7,8 +7,9 @@ import torch
 from accelerate import Accelerator
 
 from policy_split.config import PolicySplitConfig
+from policy_split.rollouts.micro_batches import micro_batches
 from policy_split.rollouts.questions import measured_questions, question_batches, rows_of_questions, score_weights
-from policy_split.rollouts.rollout import Rollout, micro_batches
+from policy_split.rollouts.rollout import Rollout
 
 
 @dataclass

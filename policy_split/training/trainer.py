@@ -35,7 +35,8 @@ from policy_split.progress import track
 from policy_split.rewards.calls import reward_name
 from policy_split.rewards.functions import as_reward_functions, check_columns
 from policy_split.rollouts.metrics import Sums, add_sums, logged_sums, means, rollout_sums, sum_and_count
-from policy_split.rollouts.rollout import BLOCKS, SINGLE_BLOCKS, Rollout, make_rollout, optimizer_batches, score_rollout
+from policy_split.rollouts.micro_batches import optimizer_batches
+from policy_split.rollouts.rollout import BLOCKS, SINGLE_BLOCKS, Rollout, make_rollout, score_rollout
 from policy_split.rollouts.sampling import seed_of, seeded
 from policy_split.run_folder.checkpoints import Progress
 from policy_split.run_folder.fingerprint import fingerprint, weights_sum

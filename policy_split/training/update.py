@@ -24,7 +24,8 @@ from policy_split.models.policy import Policy
 from policy_split.modes import MODE_NAMES, MODES
 from policy_split.progress import track
 from policy_split.rollouts.metrics import Sums, add_sums, k3, sum_and_count
-from policy_split.rollouts.rollout import Rollout, logits_scores, micro_batches
+from policy_split.rollouts.micro_batches import micro_batches
+from policy_split.rollouts.rollout import Rollout, logits_scores
 from policy_split.run_folder.checkpoints import Progress
 from policy_split_kernels.linear import linear_token_loss
 from policy_split_kernels.logprobs import logprobs_and_entropy

@@ -10,7 +10,8 @@ from worked_example import MASK, REWARDS, rows
 
 from policy_split.algorithms.advantages import bonus_statistics, dual_mode_advantages
 from policy_split.evaluation.evaluate import evaluate_modes
-from policy_split.rollouts.rollout import cut, score
+from policy_split.rollouts.micro_batches import cut
+from policy_split.rollouts.rollout import score
 from policy_split.training.trainer import PolicySplitTrainer
 
 # One question, n = 2, T = 2. Normal-mode responses a, b; high-entropy ones c, d; c has two tokens, the others one.

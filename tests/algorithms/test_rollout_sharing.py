@@ -10,7 +10,7 @@ from worked_example import EXAMPLE, LOGPROBS, MASK, REWARDS, S_HIGH, ZERO, close
 
 from policy_split.algorithms.advantages import bonus_statistics, dual_mode_advantages
 from policy_split.config import PolicySplitConfig
-from policy_split.rollouts.rollout import optimizer_batches
+from policy_split.rollouts.micro_batches import optimizer_batches
 
 UNSHARED = {"rollout_sharing": False, **EXAMPLE}
 # The worked example's own responses of the high-entropy mode, c0 c1 d: b_H = 1 6 5, mean 4, squares 14, std = sqrt(7);

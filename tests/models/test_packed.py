@@ -14,7 +14,8 @@ from trained import lines, trainer, weights
 from policy_split.models.batches import PackedBatch, PaddedBatch
 from policy_split.models.lm_head import patch_lm_head
 from policy_split.models.policy import Policy, enable_checkpointing
-from policy_split.rollouts.rollout import micro_batches, score
+from policy_split.rollouts.micro_batches import micro_batches
+from policy_split.rollouts.rollout import score
 
 SMALL = {name: SIZES[name] for name in ("vocab_size", "hidden_size", "eos_token_id", "pad_token_id")}
 

@@ -10,7 +10,8 @@ from trained import lines, trainer, weights
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from policy_split.models.policy import Policy, load_model
-from policy_split.rollouts.rollout import micro_batches, score
+from policy_split.rollouts.micro_batches import micro_batches
+from policy_split.rollouts.rollout import score
 
 LAYERS = 2
 

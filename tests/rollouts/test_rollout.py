@@ -6,7 +6,8 @@ import torch
 
 from policy_split.models.policy import Policy
 from policy_split.rewards.functions import as_reward_functions
-from policy_split.rollouts.rollout import BLOCKS, cut, make_rollout, optimizer_batches, score
+from policy_split.rollouts.micro_batches import cut, optimizer_batches
+from policy_split.rollouts.rollout import BLOCKS, make_rollout, score
 
 EOS = 2
 P, N = len(tiny.QUESTIONS), 4

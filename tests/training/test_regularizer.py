@@ -7,7 +7,8 @@ import pytest
 import tiny
 import torch
 
-from policy_split.rollouts.rollout import BLOCKS, cut, optimizer_batches
+from policy_split.rollouts.micro_batches import cut, optimizer_batches
+from policy_split.rollouts.rollout import BLOCKS
 from policy_split.training.regularizer import entropy_coefficients, mode_push, push_coefficients
 from policy_split.training.trainer import PolicySplitTrainer
 
