@@ -8,6 +8,7 @@ policy-split sample RUN --prompt TEXT           what both modes answer, side by 
 policy-split report RUN [RUN ...]               runs as one HTML file: curves, tables, samples
 policy-split export RUN [--merge]               a run's model or checkpoint as a folder of its own, LoRA merged in
 policy-split study                              algorithms compared over several seeds, on the built-in task
+policy-split countdown                          how many different problems the built-in task's sizes hold
 policy-split plot RUN                           a run's curves as a picture
 policy-split doctor                             what is installed, what is missing and what that costs
 """
@@ -25,6 +26,7 @@ COMMANDS = {
     "report": "report",
     "export": "export",
     "study": "study",
+    "countdown": "countdown",
     "plot": "plot",
     "doctor": "doctor",
 }

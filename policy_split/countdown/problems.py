@@ -8,6 +8,7 @@ import hashlib
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from datasets import Dataset
@@ -28,6 +29,11 @@ class Problem(NamedTuple):
         """The question as the model reads it."""
         return f"{' '.join(map(str, self.numbers))} = {self.target} :"
 
+    @property
+    def ordered(self) -> "Problem":
+        """The same problem with its numbers ascending: the problem itself, whatever the order in which it is shown."""
+        return Problem(tuple(sorted(self.numbers)), self.target)
+
 
 @dataclass(frozen=True)
 class Countdown:
@@ -38,7 +44,8 @@ class Countdown:
 
     A problem is its multiset of numbers and its target. A hash of it, not a seed, decides to which of SPLITS it
     belongs: no training row of any count, seed or difficulty is ever a held-out problem, and with `test_share` above 0
-    a third split remains that neither training nor the choice of settings has seen. Raises ValueError for bad settings.
+    a third split remains that neither training nor the choice of settings has seen. `each_once`: rows are different
+    problems; without it, the same may come in several orders of its numbers. Raises ValueError for bad settings.
     """
 
     numbers: int = 3
@@ -47,6 +54,7 @@ class Countdown:
     fewest_answers: int = 4
     held_out_share: float = 0.2
     test_share: float = 0.0
+    each_once: bool = False
 
     def __post_init__(self) -> None:
         if not 2 <= self.numbers <= 5:
@@ -77,24 +85,20 @@ class Countdown:
         if split not in SPLITS:
             raise ValueError(f"split={split!r} must be one of {', '.join(map(repr, SPLITS))}")
         generator = random.Random(seed)
-        found: dict[Problem, None] = {}
+        found: dict[Problem, Problem] = {}
         misses = 0
         while len(found) < count:
             numbers = tuple(generator.randint(1, self.largest) for _ in range(self.numbers))
-            weights = {
-                problem: answers
-                for target, answers in answer_counts(numbers)
-                if target <= self.largest_target
-                and answers >= self.fewest_answers
-                and self.split_of(problem := Problem(numbers, target)) == split
-            }
-            drawn = generator.choices(list(weights), list(weights.values()))[0] if weights else None
-            misses = misses + 1 if drawn is None or drawn in found else 0
+            targets, weights = targets_of(self, tuple(sorted(numbers)), split)
+            drawn = Problem(numbers, generator.choices(targets, weights)[0]) if targets else None
+            key = drawn and (drawn.ordered if self.each_once else drawn)
+            misses = misses + 1 if key is None or key in found else 0
             if misses > 10_000:
-                raise ValueError(f"{self} has about {len(found)} prompts in its split {split!r}, not {count}")
-            if drawn is not None:
-                found[drawn] = None
-        return list(found)
+                what = "different problems" if self.each_once else "prompts"
+                raise ValueError(f"{self} has about {len(found)} {what} in its split {split!r}, not {count}")
+            if drawn is not None and key is not None:
+                found.setdefault(key, drawn)
+        return list(found.values())
 
     def dataset(self, count: int, *, seed: int, split: str = "train") -> Dataset:
         """The same problems with columns "prompt" (text), "numbers" (list of integers) and "target" (integer)."""
@@ -106,6 +110,19 @@ class Countdown:
                 "target": [problem.target for problem in problems],
             }
         )
+
+
+@lru_cache(maxsize=65536)
+def targets_of(task: Countdown, numbers: tuple[int, ...], split: str) -> tuple[list[int], list[int]]:
+    """The targets, ascending, that make a problem of that split of these ascending numbers, and their right answers."""
+    fits = [
+        (target, answers)
+        for target, answers in answer_counts(numbers)
+        if target <= task.largest_target
+        and answers >= task.fewest_answers
+        and task.split_of(Problem(numbers, target)) == split
+    ]
+    return [target for target, _ in fits], [answers for _, answers in fits]
 
 
 def solved_examples(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

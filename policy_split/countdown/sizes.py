@@ -78,6 +78,23 @@ SIZES: dict[str, CountdownSize] = {
     ),
     # large enough that the small model cannot learn the problems by heart, which would take the diversity away
     "small": CountdownSize(Countdown(numbers=3, largest=12, largest_target=40)),
+    # more different problems than a study visits: what is learnt by heart is of no use. A short warm start, so that the
+    # model still hears the prompt
+    "study": CountdownSize(
+        Countdown(
+            numbers=3,
+            largest=40,
+            largest_target=100,
+            fewest_answers=2,
+            held_out_share=0.1,
+            test_share=0.1,
+            each_once=True,
+        ),
+        train_questions=50000,
+        warm_start_examples=30000,
+        warm_start_steps=900,
+        own_settings={"max_steps": 1500, "learning_rate": 3e-4},
+    ),
     "medium": CountdownSize(
         Countdown(numbers=4, largest=12, largest_target=40),
         width=128,
@@ -88,7 +105,6 @@ SIZES: dict[str, CountdownSize] = {
         warm_start_learning_rate=2e-3,
         own_settings={"learning_rate": 3e-4},
     ),
-    # the solver takes most of the time of making problems of four numbers: fewer of them than the model could learn
     "gpu": CountdownSize(
         Countdown(numbers=4, largest=50, largest_target=100, test_share=0.2),
         width=512,

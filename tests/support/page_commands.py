@@ -21,6 +21,7 @@ AFTER_PARSING = {
     "export": ("export", "check_source"),
     "report": ("report", "report"),
     "study": ("study", "run_study"),
+    "countdown": ("countdown", "markdown"),
     "plot": ("plot", "plot_run"),
     "doctor": ("doctor", "examine"),
 }
