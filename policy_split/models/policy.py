@@ -26,6 +26,7 @@ from .padding import check_padding
 from .prompt_attention import use_former_attention, use_prompt_attention
 from .shared_prompts import ARGUMENT as SHARED_PROMPTS
 from .source import check_source, gguf_file, is_adapter
+from .vocabulary import Vocabulary, end_ids, pad_id, unknown_ends
 
 
 def load_model(model: PreTrainedModel | str, config: PolicySplitConfig) -> PreTrainedModel:
@@ -101,8 +102,16 @@ def check_fit(model: PreTrainedModel, tokenizer: Any, longest_prompt: int, max_c
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, the model {embeddings} embeddings: they do not belong"
         )
+    unknown = unknown_ends(model, tokenizer)
     if not end_ids(model, tokenizer):
-        raise ValueError("neither the tokenizer nor the model has an eos token; responses could not end")
+        beside = f" but {unknown}, which the tokenizer does not have" if unknown else ""
+        raise ValueError(f"neither the tokenizer nor the model has an eos token{beside}; responses could not end")
+    if unknown:
+        warnings.warn(
+            f"the model's generation config ends responses by {unknown} as well, which the tokenizer does not have: "
+            f"they are never drawn",
+            stacklevel=3,
+        )
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and longest_prompt + max_completion_length > positions:
         raise ValueError(
@@ -113,19 +122,6 @@ def check_fit(model: PreTrainedModel, tokenizer: Any, longest_prompt: int, max_c
 
 def input_embeddings(model: PreTrainedModel) -> nn.Embedding:
     return cast(nn.Embedding, model.get_input_embeddings())
-
-
-def end_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
-    """The tokens that end a response: the tokenizer's and those of the model's generation config."""
-    configured = model.generation_config.eos_token_id
-    configured = configured if isinstance(configured, (list, tuple)) else [configured]
-    return sorted({int(token) for token in [tokenizer.eos_token_id, *configured] if token is not None})
-
-
-def pad_id(model: PreTrainedModel, tokenizer: Any) -> int:
-    """What stands where there is no token; the masks say where, so that it may also be a token."""
-    pad: int | None = tokenizer.pad_token_id
-    return end_ids(model, tokenizer)[0] if pad is None else pad
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
@@ -185,6 +181,7 @@ class Policy:
         self.bare = cast(PreTrainedModel, model) if bare is None else bare
         self.end_ids = end_ids(self.bare, self.tokenizer)
         self.pad_id = pad_id(self.bare, self.tokenizer)
+        self.vocabulary = Vocabulary(self.tokenizer)
         parameters = inspect.signature(inner_model(self.bare).forward).parameters
         self.forward_arguments = set(parameters)
         flash = "flash" in str(self.bare.config.get_text_config()._attn_implementation)
@@ -259,12 +256,20 @@ class Policy:
 
     def completion_logits(self, batch: Batch) -> Tensor:
         """Logits (B, T, V) or (N, V) that predict the tokens of a batch's responses; the prompt's are not computed."""
-        return batch.predictions(self._forward(batch).logits)
+        return batch.predictions(self.vocabulary.silenced(self._forward(batch).logits))
 
     def completion_head(self, batch: Batch, head_fn: Callable[..., Any]) -> Any:
         """What head_fn makes of the hidden states (B, T, D) or (N, D) of those logits and the LM head, see
         `patch_lm_head`."""
-        return self._forward(batch, head_fn=functools.partial(_of_predictions, batch, head_fn)).result
+        return self._forward(batch, head_fn=functools.partial(self._of_predictions, batch, head_fn)).result
+
+    def _of_predictions(
+        self, batch: Batch, head_fn: Callable[..., Any], hidden: Tensor, weight: Tensor, **options: Any
+    ) -> Any:
+        """Models without logits_to_keep give their head every position."""
+        keep = self.vocabulary.keep_mask(len(weight), hidden.device)
+        options |= {} if keep is None else {"keep_mask": keep}
+        return head_fn(batch.predictions(hidden), weight, **options)
 
     def _forward(self, batch: Batch, **more: Any) -> Any:
         return self.model(**self._inputs(batch), **more)
@@ -273,11 +278,6 @@ class Policy:
         known = {"input_ids", "attention_mask", *self.forward_arguments}
         inputs = {name: value for name, value in batch.inputs.items() if name in known}
         return {"attention_mask": None, "use_cache": False} | inputs
-
-
-def _of_predictions(batch: Batch, head_fn: Callable[..., Any], hidden: Tensor, weight: Tensor, **options: Any) -> Any:
-    """Models without logits_to_keep give their head every position."""
-    return head_fn(batch.predictions(hidden), weight, **options)
 
 
 @contextmanager

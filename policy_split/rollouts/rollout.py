@@ -22,7 +22,6 @@ from policy_split_kernels.divergence import mode_divergence
 from policy_split_kernels.linear import linear_logprobs_and_entropy
 from policy_split_kernels.logprobs import logprobs_and_entropy
 
-from .drawn import check_drawn
 from .grading import Grades, grade
 from .micro_batches import micro_batches
 from .sampling import left_padded, sample, seeded, until_end
@@ -138,7 +137,7 @@ def make_rollout(
 ) -> Rollout:
     """Draw `num_generations` responses of each half to each question, grade each once, and lay out the blocks.
 
-    A function of policy, questions and seed: the global random state is kept. Raises what `encode_modes`, `check_drawn`
+    A function of policy, questions and seed: the global random state is kept. Raises what `encode_modes`
     and `compute_rewards` raise. Source: arXiv 2604.11510 section 3, rollout sharing.
     """
     prompts = [encode_modes(policy.tokenizer, q["prompt"], config, f"prompt {q['prompt']!r}") for q in questions]
@@ -146,7 +145,6 @@ def make_rollout(
     with seeded(seed, policy.device):
         completions = sample(policy, [ids for ids in written for _ in range(num_generations)], config)
     completion_ids, lengths, truncated = until_end(completions, policy)
-    check_drawn(completion_ids, policy)
     ids = [row[:length] for row, length in zip(completion_ids.tolist(), lengths, strict=True)]
     graded = grade(policy.tokenizer, questions, ids, functions, config, state)
     by_mode = [prompt[mode] for mode in MODES for prompt in prompts]

@@ -8,17 +8,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from policy_split.config import PolicySplitConfig
 from policy_split.models.policy import Policy
+from policy_split.models.vocabulary import Vocabulary
 from policy_split.progress import inner_bar
 
 from .prefill import prefilled, repeats_of
 
 
 def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplitConfig) -> Tensor:
-    """One response to each prompt at config.temperature, unfiltered: (R, T) ids, as generate pads them."""
+    """One response to each prompt at config.temperature, unfiltered: (R, T) ids, as generate pads them.
+
+    The distribution is over the tokenizer's tokens, as it is in every score.
+    """
     generation = GenerationConfig(
         do_sample=True,
         temperature=config.temperature,
@@ -43,7 +47,8 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplit
         counter = None if bar.disable else StoppingCriteriaList([_TokenCounter(bar)])
         for number, start in enumerate(starts, 1):
             ids, mask = left_padded(prompts[start : start + size], policy)
-            options = {"generation_config": generation, "stopping_criteria": counter}
+            options: dict[str, Any] = {"generation_config": generation, "stopping_criteria": counter}
+            options["logits_processor"] = LogitsProcessorList([_Silence(policy.vocabulary)])
             repeats = repeats_of(prompts[start : start + size]) if policy.share else 1
             out = generate(input_ids=ids, attention_mask=mask, **options, **prefilled(policy, ids, mask, repeats))
             parts.append(out[:, ids.shape[1] :])
@@ -72,6 +77,16 @@ def left_padded(prompts: Sequence[Sequence[int]], policy: Policy) -> tuple[Tenso
     ids = [[policy.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids, device=policy.device), torch.tensor(mask, device=policy.device)
+
+
+class _Silence(LogitsProcessor):
+    """What is no token is not drawn."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.vocabulary = vocabulary
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.vocabulary.silenced(scores)
 
 
 class _TokenCounter(StoppingCriteria):

@@ -118,7 +118,9 @@ class LinearHead:
     def arguments(self, chunk: Chunk) -> Distribution:
         """What the kernels take beside the logits of a chunk."""
         keep_mask = self.keep_mask
-        if keep_mask is not None:
+        if keep_mask is not None and keep_mask.stride()[:2] == (0, 0):  # one row for all tokens, and so it stays
+            keep_mask = keep_mask[:1, :1].expand(1, len(chunk.take(self.targets)), -1)
+        elif keep_mask is not None:
             places, length = chunk.places(keep_mask.device), keep_mask.shape[1]
             keep_mask = keep_mask[places // length, places % length][None]
         inverse_temperature = chunk.take(self.inverse_temperature)
