@@ -14,6 +14,7 @@ policy-split doctor                             what is installed, what is missi
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 
@@ -35,6 +36,8 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns 0, 2 for arguments or data that are wrong, said in one line, or 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if "torch" not in sys.modules:  # OpenMP reads it as PyTorch is loaded
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin take the time of those they wait for
     if not arguments or arguments[0] not in COMMANDS:
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(__doc__.strip(), file=sys.stdout if asked else sys.stderr)

@@ -16,6 +16,7 @@ from policy_split.run_folder.checkpoints import stopped_before_first
 from policy_split.run_folder.output_dir import check_output_dir, earlier_run
 from policy_split.run_folder.record import source_name
 from policy_split.storage.whole_folder import remove
+from policy_split.training.threads import choose_threads
 from policy_split.training.trainer import PolicySplitTrainer
 
 from .train_arguments import Asked, parse
@@ -52,6 +53,7 @@ def train_model(asked: Asked) -> int:
         model = base_model(sources["model"], config)
     trainer = PolicySplitTrainer(model, None, reward, dataset, config, eval_dataset=evaluated)
     trainer.sources = {name: source_name(value) for name, value in sources.items() if value is not None}
+    choose_threads(trainer)
     trainer.train(resume_from_checkpoint=resume, resume_anyway=asked.resume_anyway)
     trainer.accelerator.print(f"results: {output.absolute()}")
     return 0

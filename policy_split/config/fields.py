@@ -74,6 +74,11 @@ class PolicySplitConfig:
         "into per_device_train_batch_size or gradient_checkpointing keeps activations small; the metrics say which.",
     )
     use_cpu: bool = free(False, "Stay on the CPU even where there is an accelerator.")
+    num_threads: int | None = free(
+        None,
+        "Threads of the CPU. Not given: OMP_NUM_THREADS; without it PyTorch's number, or in `policy-split train` the "
+        "fastest in a short measurement, which is kept with the run. Another number rounds sums otherwise.",
+    )
 
     use_peft: bool = fixed(False, "Train a LoRA adapter by the package peft; the model itself stays as it is.")
     lora_r: int = fixed(16, "Rank of the adapter.")

@@ -71,6 +71,7 @@ RULES: dict[str, Rule] = {
     "seed": COUNT_OR_ZERO,
     "model_dtype": _one_of("float32", "bfloat16", "float16", "auto"),
     "fused_lm_head": BOOLEAN,
+    "num_threads": _or_none(COUNT),
     "lm_head_chunk_bytes": _or_none(COUNT),
     "use_peft": BOOLEAN,
     "lora_r": COUNT,

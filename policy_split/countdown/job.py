@@ -15,6 +15,7 @@ from policy_split.modes import encode_prompt
 from policy_split.run_folder.checkpoints import stopped_before_first
 from policy_split.run_folder.output_dir import check_output_dir, remove_earlier_run
 from policy_split.storage.whole_folder import replace_text
+from policy_split.training.threads import choose_threads
 from policy_split.training.trainer import PolicySplitTrainer
 from policy_split.training.warm_start import Example, warm_start
 
@@ -52,7 +53,7 @@ def run_countdown(
     train = size.task.dataset(size.train_questions, seed=config.seed)
     held_out = size.task.dataset(size.held_out_questions, seed=config.seed, split="held_out")
     trainer = PolicySplitTrainer(model, tokenizer, countdown_reward, train, replace(config, overwrite_output_dir=False))
-
+    choose_threads(trainer)
     trainer.sources = {"size": next((name for name, each in SIZES.items() if each == size), None)}
     first = trainer.accelerator.is_main_process
     if first:

@@ -39,6 +39,8 @@ def make_accelerator(config: PolicySplitConfig) -> Accelerator:
         log_with=config.trackers or None,
         project_dir=config.output_dir,
     )
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
     if plugin is not None and accelerator.num_processes > 1 and not accelerator.is_fsdp2:
         raise ValueError(
             f"FSDP was asked for, and accelerate has made {accelerator.distributed_type.value} of it: it shards models "

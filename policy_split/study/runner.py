@@ -84,7 +84,8 @@ def _run_all(folders: Sequence[Path], jobs: int, threads: int, deadline: float |
 
 
 def _start(folder: Path, threads: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    environment["TOKENIZERS_PARALLELISM"] = "false"
     command = [sys.executable, "-m", "policy_split.study.work", str(folder)]
     with open(folder / LOG, "ab") as log:
         # a session of its own: Ctrl-C reaches this process, which tells the others

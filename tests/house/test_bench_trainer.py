@@ -1,11 +1,13 @@
-"""The comparison of trainers, at a size of seconds: every figure that it prints is there and adds up."""
+"""The benchmarks of trainers, at sizes of seconds: every figure that they print is there and adds up."""
 
 import json
 import sys
 
+import psutil
 import pytest
+import torch
 
-from benchmarks.trainer import compare
+from benchmarks.trainer import arithmetic, busy, compare, shared_prompts
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -22,3 +24,44 @@ def test_two_trainers_side_by_side(tmp_path, capsys):
         assert 0 < run["phases"]["generation"] < run["seconds"]
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ours")]
     assert next(line.split("|")[7].strip() for line in table) == "1.00"
+
+
+def rows_of(said: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in said.splitlines() if line[:1] == "|"]
+
+
+def test_shared_prompts_save_what_the_lengths_say(capsys):
+    shared_prompts.main(["--sizes", "5:3", "2:4", "--rows", "4", "--rounds", "1"])
+    head, _, *rows = rows_of(capsys.readouterr().out)
+    # the last token of a response predicts nothing
+    assert [row[:3] for row in rows] == [["5:3", "28", str(5 + 4 * 2)], ["2:4", "20", str(2 + 4 * 3)]]
+    for row in rows:
+        assert len(row) == len(head)
+        assert all(float(cell) >= 0 for cell in row[3:])
+
+
+def test_arithmetic_compares_each_with_its_other(capsys):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        arithmetic.main(["--widths", "16", "--rounds", "1"])
+    finally:
+        torch.set_num_threads(before)
+    head, _, row = rows_of(capsys.readouterr().out)
+    of = dict(zip(head, row, strict=True))
+    for name in ("one", "all"):
+        expected = float(of[f"{name}, ms"]) / float(of[f"{name}, bf16, ms"])
+        assert float(of[f"bf16 faster, {name}"]) == pytest.approx(expected, rel=0.1)
+
+
+def test_busy_neighbours_are_there_and_are_ended(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(busy, "HOW", {"one way": {}})
+    monkeypatch.setattr(busy, "measured", lambda how, size: seen.append(children()) or float(len(seen)))
+    busy.main(["--rounds", "1", "--processes", "2"])
+    assert [number - children() for number in seen] == [0, 2]
+    assert rows_of(capsys.readouterr().out)[2] == ["one way", "1.00", "2.00", "2.0"]
+
+
+def children() -> int:
+    return len(psutil.Process().children())
