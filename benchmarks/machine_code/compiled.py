@@ -105,7 +105,7 @@ def call(name, logits, form="full", *, shift=0, value=1.0):
     if name == "statistics":
         gpu_logits.logprobs_entropy(*common)
     elif name == "gradient":
-        gpu_logits.logprobs_entropy_gradient(*common, *(vector() for _ in range(5)), torch.empty_like(logits))
+        gpu_logits.logprobs_entropy_gradient(*common, *(vector() for _ in range(6)), torch.empty_like(logits))
     elif name == "scale":
         gpu_logits.scale_rows_(logits, vector())
     elif name == "divergence":

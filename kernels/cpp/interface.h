@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#define PS_INTERFACE_VERSION 4
+#define PS_INTERFACE_VERSION 5
 
 #define PS_PUBLIC __attribute__((visibility("default")))
 
@@ -65,9 +65,10 @@ struct PsMixture {
 PS_PUBLIC int64_t ps_logprobs_entropy(const PsMatrix* matrix, const PsStatistics* out);
 PS_PUBLIC int64_t ps_dual_mode_loss(const PsMatrix* matrix, const PsStatistics* out, const PsLoss* loss);
 
-// From the statistics of an earlier call; reads row_max, log_sum and entropy.
+// From the statistics of an earlier call; reads row_max, log_sum and entropy. grad_lse may be null.
 PS_PUBLIC int64_t ps_logprobs_entropy_gradient(const PsMatrix* matrix, const PsStatistics* from,
-                                               const void* grad_logprobs, const void* grad_entropy);
+                                               const void* grad_logprobs, const void* grad_entropy,
+                                               const void* grad_lse);
 
 // Rows, mask and temperature of `a` hold for both; targets are null. The gradients go where each matrix says.
 PS_PUBLIC void ps_divergence(const PsMatrix* a, const PsMatrix* b, const PsDivergence* out);

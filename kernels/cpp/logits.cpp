@@ -16,10 +16,10 @@ void put_statistics(const PsStatistics& out, int64_t n, const RowStatistics& row
 
 template <typename Row>
 void write_gradient(const Matrix<Row>& matrix, int64_t n, const RowStatistics& row, double grad_logprob,
-                    double grad_entropy) {
+                    double grad_entropy, double grad_lse) {
   const auto write = matrix.streamed(n) ? row_gradient<true, Row> : row_gradient<false, Row>;
   write(matrix.row(n), matrix.grad(n), matrix.m.vocabulary, matrix.m.targets[n], matrix.inverse_temperature(n), row,
-        grad_logprob, grad_entropy);
+        grad_logprob, grad_entropy, grad_lse);
   stream_end();
 }
 
@@ -38,7 +38,8 @@ int64_t statistics(const PsMatrix& m, const PsStatistics& out) {
 }
 
 template <typename Row>
-int64_t gradient(const PsMatrix& m, const PsStatistics& from, const void* grad_logprobs, const void* grad_entropy) {
+int64_t gradient(const PsMatrix& m, const PsStatistics& from, const void* grad_logprobs, const void* grad_entropy,
+                 const void* grad_lse) {
   using Real = typename Row::Real;
   const Matrix<Row> matrix{m};
   const int64_t bad = matrix.first_bad_target();
@@ -48,7 +49,8 @@ int64_t gradient(const PsMatrix& m, const PsStatistics& from, const void* grad_l
     if (matrix.ignored(n)) return matrix.zero_gradient(n);
     RowStatistics row = {get<Real>(from.row_max, n), get<Real>(from.entropy, n), 0, get<Real>(from.log_sum, n)};
     row.logprob = target_logprob(matrix.row(n), m.targets[n], matrix.inverse_temperature(n), row.max, row.log_sum);
-    write_gradient(matrix, n, row, get<Real>(grad_logprobs, n), get<Real>(grad_entropy, n));
+    write_gradient(matrix, n, row, get<Real>(grad_logprobs, n), get<Real>(grad_entropy, n),
+                   grad_lse ? get<Real>(grad_lse, n) : 0);
   });
   return -1;
 }
@@ -86,7 +88,7 @@ int64_t dual_mode_loss(const PsMatrix& m, const PsStatistics& out, const PsLoss&
       row = row_statistics(matrix.row(n), m.vocabulary, m.targets[n], matrix.inverse_temperature(n));
       result = token<Real>(loss, n, row);
       if (m.grad_logits)  // the row is still in this core's cache
-        write_gradient(matrix, n, row, result.grad_logprob, result.grad_entropy);
+        write_gradient(matrix, n, row, result.grad_logprob, result.grad_entropy, 0);
     }
     put_statistics<Real>(out, n, row);
     put<Real>(loss.losses, n, result.loss);
@@ -129,8 +131,9 @@ int64_t ps_dual_mode_loss(const PsMatrix* m, const PsStatistics* out, const PsLo
 }
 
 int64_t ps_logprobs_entropy_gradient(const PsMatrix* m, const PsStatistics* from, const void* grad_logprobs,
-                                     const void* grad_entropy) {
-  return by_row(*m, [&](auto row) { return gradient<decltype(row)>(*m, *from, grad_logprobs, grad_entropy); });
+                                     const void* grad_entropy, const void* grad_lse) {
+  return by_row(*m,
+                [&](auto row) { return gradient<decltype(row)>(*m, *from, grad_logprobs, grad_entropy, grad_lse); });
 }
 
 void ps_scale_rows(const PsMatrix* m, const void* scale) {

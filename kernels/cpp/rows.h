@@ -124,21 +124,23 @@ RowStatistics row_statistics(const Row& row, int64_t count, int64_t target, doub
 }
 
 // grad_j = inverse_temperature * slope_j * (grad_logprob * ([j = target] - p_j)
-//          - grad_entropy * p_j * (log p_j + entropy)), slope = dx / dz,
+//          - grad_entropy * p_j * (log p_j + entropy) + grad_lse * p_j), slope = dx / dz,
 // as 2^d * (constant + slope * d), d = (x - max) * scale. `grad` may be the logits. `streamed`: past the caches.
 template <bool streamed, typename Row>
 void row_gradient(const Row& row, typename Row::Element* grad, int64_t count, int64_t target,
-                  double inverse_temperature, const RowStatistics& from, double grad_logprob, double grad_entropy) {
+                  double inverse_temperature, const RowStatistics& from, double grad_logprob, double grad_entropy,
+                  double grad_lse) {
   using Real = typename Row::Real;
   constexpr int width = lanes<Real>;
   const double log_p = from.logprob, p = std::exp(log_p), surprise = p == 0 ? 0.0 : p * (log_p + from.entropy);
   const bool target_here = target >= 0;
   const double slope_at_target = target_here ? row.slope_one(target) : 0;
-  const double at_target = slope_at_target * inverse_temperature * (grad_logprob * (1 - p) - grad_entropy * surprise);
+  const double at_target =
+      slope_at_target * inverse_temperature * (grad_logprob * (1 - p) - grad_entropy * surprise + grad_lse * p);
   const double unit = inverse_temperature / std::exp(from.log_sum);
   auto all = [](double x) { return splat<Real>(std::isnan(x) ? std::numeric_limits<Real>::quiet_NaN() : Real(x)); };
   const Vector<Real> slope = all(-grad_entropy * ln_2 * unit);
-  const Vector<Real> constant = all(-(grad_logprob + grad_entropy * (from.entropy - from.log_sum)) * unit);
+  const Vector<Real> constant = all(-(grad_logprob - grad_lse + grad_entropy * (from.entropy - from.log_sum)) * unit);
   const Vector<Real> top = splat<Real>(Real(from.max)), factor = splat<Real>(Real(inverse_temperature * log2_e));
   const Vector<Real> floor = splat<Real>(exponent_floor<Real>);
   auto gradient = [&](Vector<Real> x) {

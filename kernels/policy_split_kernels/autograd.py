@@ -22,7 +22,10 @@ GRADIENT_IN_BACKWARD = (torch.float16,)
 
 
 def statistics_rows(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """The four vectors of `contract.RowStatistics`; logprobs and entropy are differentiable in logits."""
+    """The four vectors of `contract.RowStatistics`; logprobs, entropy and log_sum are differentiable in logits.
+
+    row_max is a constant to log_sum's derivative, so that their sum has that of the log-sum-exp.
+    """
     _, inverse_temperature, *_ = arguments
     if followed.asks_for_more((logits,), inverse_temperature):
         return followed.statistics(logits, *arguments)
@@ -67,23 +70,29 @@ class _Statistics(torch.autograd.Function):
         logits, targets, inverse_temperature, mask, ctx.softcap, keep_mask = inputs
         rows = ops.call(ops.logprobs_entropy, *inputs)
         _, entropy, row_max, log_sum = rows
-        ctx.mark_non_differentiable(row_max, log_sum)
-        ctx.save_for_backward(logits, targets, inverse_temperature, mask, keep_mask, row_max, log_sum, entropy.clone())
+        ctx.mark_non_differentiable(row_max)
+        ctx.save_for_backward(
+            logits, targets, inverse_temperature, mask, keep_mask, row_max, log_sum.clone(), entropy.clone()
+        )  # fmt: skip
         return rows
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None, *_: Any) -> Any:
+    def backward(
+        ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None, _: None, grad_lse: Tensor | None
+    ) -> Any:
         nothing = (None,) * 5
-        if grad_logprobs is None and grad_entropy is None:
+        if grad_logprobs is None and grad_entropy is None and grad_lse is None:
             return None, *nothing
         *tokens, keep_mask, row_max, log_sum, entropy = ctx.saved_tensors
         tokens = (*tokens, ctx.softcap, keep_mask)
         if followed.is_differentiated():
-            grad = followed.gradients(followed.statistics, tokens[:1], tokens[1:], (grad_logprobs, grad_entropy))
+            upstream = (grad_logprobs, grad_entropy, None, grad_lse)
+            grad = followed.gradients(followed.statistics, tokens[:1], tokens[1:], upstream)
             return *grad, *nothing
         grads = (torch.zeros_like(entropy) if g is None else g.contiguous() for g in (grad_logprobs, grad_entropy))
         arguments = (*tokens, row_max, log_sum, entropy)
-        return ops.call(ops.logprobs_entropy_gradient, *arguments, *grads), *nothing
+        grad_lse = None if grad_lse is None else grad_lse.contiguous()
+        return ops.call(ops.logprobs_entropy_gradient, *arguments, *grads, grad_lse), *nothing
 
 
 _statistics: Function = _Statistics.apply
@@ -195,7 +204,7 @@ class _Loss(torch.autograd.Function):
         del formed
         logits, *tokens, keep_mask, entropy, row_max, log_sum, grad_logprobs, grad_entropy = ctx.saved_tensors
         upstream = (grad_logprobs * grad_losses, grad_entropy * grad_losses)
-        arguments = (*tokens, ctx.softcap, keep_mask, row_max, log_sum, entropy, *upstream)
+        arguments = (*tokens, ctx.softcap, keep_mask, row_max, log_sum, entropy, *upstream, None)
         if not ctx.inplace:
             return ops.call(ops.logprobs_entropy_gradient, logits.detach(), *arguments), *nothing
         data = logits.detach()

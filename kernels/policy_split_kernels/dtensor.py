@@ -20,9 +20,9 @@ def plain_tensors(
     weight and bias without a process_group: gathered, and their gradients averaged over the mesh, whose ranks have
     tokens of their own. With one: this rank's rows, which must lie along it. ValueError for any other placement.
     """
-    if not any(map(_is_dtensor, (hidden, weight, bias))):
+    if not any(map(is_dtensor, (hidden, weight, bias))):
         return hidden, weight, bias
-    if _is_dtensor(hidden):
+    if is_dtensor(hidden):
         if not all(placement.is_replicate() for placement in hidden.placements):
             raise ValueError(
                 f"hidden is a DTensor with placements {hidden.placements}; pass each rank's own tokens as a plain "
@@ -36,8 +36,8 @@ def plain_tensors(
     return hidden, plain("weight", weight), None if bias is None else plain("bias", bias)
 
 
-def _is_dtensor(x: Tensor | None) -> "TypeIs[DTensor]":
-    if not dist.is_available() or type(x) in (Tensor, torch.nn.Parameter):
+def is_dtensor(x: object) -> "TypeIs[DTensor]":
+    if not isinstance(x, Tensor) or type(x) in (Tensor, torch.nn.Parameter) or not dist.is_available():
         return False
     from torch.distributed.tensor import DTensor
 
@@ -46,7 +46,7 @@ def _is_dtensor(x: Tensor | None) -> "TypeIs[DTensor]":
 
 def _gathered(name: str, x: Tensor) -> Tensor:
     """The whole of x; in backward each rank's gradient is its share of a mean, and is sent to where the rows lie."""
-    if not _is_dtensor(x):
+    if not is_dtensor(x):
         return x
     from torch.distributed.tensor import Partial, Replicate
 
@@ -58,7 +58,7 @@ def _gathered(name: str, x: Tensor) -> Tensor:
 
 
 def _own_rows(name: str, x: Tensor, process_group: "dist.ProcessGroup") -> Tensor:
-    if not _is_dtensor(x):
+    if not is_dtensor(x):
         return x
     ranks = dist.get_process_group_ranks(process_group)
     for dim, placement in enumerate(x.placements):

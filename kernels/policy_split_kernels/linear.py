@@ -7,25 +7,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .contract import statistics_dtype, valid_rows
 from .lm_head.arguments import linear_call
 from .lm_head.autograd import linear_loss, linear_statistics
-from .lm_head.losses import TokenRows
+from .lm_head.call import LinearCall
+from .lm_head.losses import TokenRows, check_losses
 from .logprobs import LogprobsAndEntropy
-from .outside_graphs import outside_graphs
+from .outside_graphs import outside_graphs_with_others
 from .rows import float_vector, mask_vector, mean_weights, target_vector
 from .watchers import is_followed
 
 
 class TokenLossOutput(NamedTuple):
-    """`loss`, a differentiable scalar, the sum of `losses`; per token `(...)`, detached, what a log wants; in nats."""
+    """`loss`, differentiable, the sum of `losses`; per token `(...)`, detached, what a log wants; in nats."""
 
-    loss: Tensor  # scalar, differentiable
+    loss: Tensor  # scalar, or (...) with reduction="none"; differentiable
     losses: Tensor  # (...) detached, weights * loss_fn: the loss is their sum
     logprobs: Tensor  # (...) detached, nats
     entropy: Tensor  # (...) detached, nats
 
 
-@outside_graphs
+@outside_graphs_with_others
 def linear_logprobs_and_entropy(
     hidden: Tensor,  # (..., D)
     weight: Tensor,  # (V, D)
@@ -63,6 +65,8 @@ def linear_logprobs_and_entropy(
     tokens or more in a chunk, while a CPU is content with a few hundred.
     `logits_dtype=torch.float32` keeps the logits of 16-bit factors unrounded (on a CPU they always are).
     `logit_scale` multiplies the logits first (Cohere; 1 / logits_scaling of Granite).
+    Under torch.compile(fullgraph=True) the pass is one operation of the graph; with a process_group or a DTensor it is
+    a graph break.
     `process_group`: weight and bias hold this rank's rows of the vocabulary, in rank order and of any sizes; hidden,
     targets and all else are the same on every rank, and so are the results. The gradient of hidden is all-reduced once.
     A DTensor weight with a process_group is used in place; without one it is gathered (FSDP: each rank has tokens of
@@ -74,10 +78,11 @@ def linear_logprobs_and_entropy(
         hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
         process_group,
     )  # fmt: skip
-    return LogprobsAndEntropy(*(x.view(call.like.shape[:-1]) for x in linear_statistics(*call[:4])))
+    logprobs, entropy, *_ = (x.view(call.like.shape[:-1]) for x in linear_statistics(call))
+    return LogprobsAndEntropy(logprobs, entropy)
 
 
-@outside_graphs
+@outside_graphs_with_others
 def linear_token_loss(
     hidden: Tensor,  # (..., D)
     weight: Tensor,  # (V, D)
@@ -93,6 +98,7 @@ def linear_token_loss(
     logit_scale: float = 1.0,
     logits_dtype: torch.dtype | None = None,
     chunk_bytes: int | None = None,
+    reduction: str = "sum",
     process_group: "dist.ProcessGroup | None" = None,
 ) -> TokenLossOutput:
     """Any loss of each token's log-prob and entropy, from hidden states, at three GEMMs.
@@ -111,11 +117,17 @@ def linear_token_loss(
     Everything else, the other arguments and their errors included, is as in `linear_logprobs_and_entropy`; ValueError
     if loss_fn returns another shape or uses another tensor that requires grad, whose gradient would be lost. A second
     backward computes the logits again, and so does every one in float16, whose gradients need the loss scale first.
+    `reduction="none"` gives the losses `(...)` as `loss`, each with an upstream gradient of its own; weights that are
+    not given are then 1. It costs four GEMMs, for no token's gradient is known in forward, and so does the function
+    under torch.compile, which traces loss_fn. Both call loss_fn once, with all N tokens (log-prob and entropy of those
+    that do not count are 0, and their losses are dropped), and other tensors of it get their gradients.
     """
     if not callable(loss_fn):
         raise TypeError(
             f"loss_fn must be a function (logprobs, entropy, index) -> losses, got {type(loss_fn).__name__}"
         )
+    if reduction not in ("sum", "none"):
+        raise ValueError(f"reduction must be one of 'sum', 'none', got {reduction!r}")
     call = linear_call(
         hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
         process_group,
@@ -126,7 +138,24 @@ def linear_token_loss(
             "results of linear_logprobs_and_entropy by it"
         )
     like, row_weights = call.like, float_vector("weights", weights, call.like)
-    if row_weights is None:
+    if row_weights is None and reduction == "sum":
         row_weights = mean_weights(target_vector(targets, like), mask_vector(mask, like), like)
-    loss, rows = linear_loss(*call[:4], TokenRows(loss_fn, row_weights))
+    if row_weights is None:
+        row_weights = like.new_ones(like.shape[:-1].numel(), dtype=statistics_dtype(like.dtype))
+    if reduction == "none" or torch.compiler.is_compiling():
+        return _losses_at_once(call, loss_fn, row_weights, reduction)
+    loss, rows = linear_loss(call, TokenRows(loss_fn, row_weights))
     return TokenLossOutput(loss, *(x.view(like.shape[:-1]) for x in (rows.losses, rows.logprobs, rows.entropy)))
+
+
+def _losses_at_once(
+    call: LinearCall, loss_fn: Callable[[Tensor, Tensor, Tensor], Tensor], weights: Tensor, reduction: str
+) -> TokenLossOutput:
+    """One call of loss_fn for all tokens, differentiated by autograd with the rest of the graph."""
+    logprobs, entropy, *_ = linear_statistics(call)
+    losses = loss_fn(logprobs, entropy, torch.arange(len(logprobs), device=logprobs.device))
+    check_losses(losses, logprobs)
+    valid, shape = valid_rows(call.arguments.targets, call.arguments.mask), call.like.shape[:-1]
+    losses = torch.where(valid, weights * losses, 0.0)
+    detached = (x.detach().view(shape) for x in (losses, logprobs, entropy))
+    return TokenLossOutput(losses.view(shape) if reduction == "none" else losses.sum(), *detached)

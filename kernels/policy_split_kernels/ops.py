@@ -19,8 +19,10 @@ from .memory import empty_like_dense
 from .watchers import nobody_else
 
 _STATISTICS = "Tensor targets, Tensor inverse_temperature, Tensor? mask, float? softcap, Tensor? keep_mask"
-_GRADIENT = "Tensor row_max, Tensor log_sum, Tensor entropy, Tensor grad_logprobs, Tensor grad_entropy"
-_LOSS = (
+_GRADIENT = (
+    "Tensor row_max, Tensor log_sum, Tensor entropy, Tensor grad_logprobs, Tensor grad_entropy, Tensor? grad_lse"
+)
+LOSS = (
     "Tensor advantages, Tensor? old_logprobs, Tensor? ref_logprobs, Tensor? sampler_logprobs, Tensor weights, "
     "Tensor entropy_coef, Tensor kl_coef, str surrogate, float clip_low, float clip_high, float? clip_delta, "
     "float sampler_cap, float[] sapo_temperature, bool use_bias_correction_kl, float? kl_cap"
@@ -57,7 +59,7 @@ _LIBRARY = _own_library("policy_split")  # what is registered goes with it
 _KERNELS: dict[OpOverload, Callable[..., Any]] = {}
 
 
-def _op(name: str, *arguments: str, returns: int) -> Callable[[Callable[..., Any]], OpOverload]:
+def define(name: str, *arguments: str, returns: int) -> Callable[[Callable[..., Any]], OpOverload]:
     """Register a function for every device, as a plain kernel: a call of a `custom_op` costs several times as much."""
     written = "!" in arguments[0]
 
@@ -95,7 +97,7 @@ def differentiable(op: OpOverload, apply: Callable[..., Any], logits: int) -> No
     _LIBRARY.impl(op._opname, autograd, "Autograd", with_keyset=True)
 
 
-def _fake(op: OpOverload, function: Callable[..., Any]) -> None:
+def set_fake(op: OpOverload, function: Callable[..., Any]) -> None:
     torch.library.register_fake(op.name(), function)
 
 
@@ -103,56 +105,56 @@ def _dense_like(logits: Tensor) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
-@_op("logprobs_entropy", _LOGITS, _STATISTICS, returns=4)
+@define("logprobs_entropy", _LOGITS, _STATISTICS, returns=4)
 def logprobs_entropy(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(cells(logits.device).logprobs_entropy(logits, *arguments))
 
 
-@_op("logprobs_entropy_gradient", _LOGITS, _STATISTICS, _GRADIENT, returns=1)
+@define("logprobs_entropy_gradient", _LOGITS, _STATISTICS, _GRADIENT, returns=1)
 def logprobs_entropy_gradient(logits: Tensor, *arguments: Any) -> Tensor:
     grad_logits = empty_like_dense(logits)
     cells(logits.device).logprobs_entropy_gradient(logits, *arguments, grad_logits)
     return grad_logits
 
 
-@_op("logprobs_entropy_gradient_", _LOGITS_WRITTEN, _STATISTICS, _GRADIENT, returns=0)
+@define("logprobs_entropy_gradient_", _LOGITS_WRITTEN, _STATISTICS, _GRADIENT, returns=0)
 def logprobs_entropy_gradient_(logits: Tensor, *arguments: Any) -> None:
     cells(logits.device).logprobs_entropy_gradient(logits, *arguments, logits)
 
 
-@_op("dual_mode_loss", _LOGITS, _STATISTICS, _LOSS, returns=9)
+@define("dual_mode_loss", _LOGITS, _STATISTICS, LOSS, returns=9)
 def dual_mode_loss(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(cells(logits.device).dual_mode_loss(logits, *arguments, None))
 
 
-@_op("dual_mode_loss_with_gradient", _LOGITS, _STATISTICS, _LOSS, returns=10)
+@define("dual_mode_loss_with_gradient", _LOGITS, _STATISTICS, LOSS, returns=10)
 def dual_mode_loss_with_gradient(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     grad_logits = empty_like_dense(logits)
     return (*cells(logits.device).dual_mode_loss(logits, *arguments, grad_logits), grad_logits)
 
 
-@_op("dual_mode_loss_with_gradient_", _LOGITS_WRITTEN, _STATISTICS, _LOSS, returns=9)
+@define("dual_mode_loss_with_gradient_", _LOGITS_WRITTEN, _STATISTICS, LOSS, returns=9)
 def dual_mode_loss_with_gradient_(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(cells(logits.device).dual_mode_loss(logits, *arguments, logits))
 
 
-@_op("divergence", "Tensor logits_a", _PAIR, returns=8)
+@define("divergence", "Tensor logits_a", _PAIR, returns=8)
 def divergence(logits_a: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(cells(logits_a.device, "divergence").divergence(logits_a, *arguments))
 
 
-@_op("divergence_gradient", "Tensor logits_a", _PAIR, _PAIR_GRADIENT, returns=2)
+@define("divergence_gradient", "Tensor logits_a", _PAIR, _PAIR_GRADIENT, returns=2)
 def divergence_gradient(logits_a: Tensor, logits_b: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """Of what is not wanted, an empty tensor."""
     return _gradients_of_pair("divergence_gradient", logits_a, logits_b, *arguments)
 
 
-@_op("jensen_shannon", "Tensor logits_a", _MIXTURE, returns=7)
+@define("jensen_shannon", "Tensor logits_a", _MIXTURE, returns=7)
 def jensen_shannon(logits_a: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(cells(logits_a.device, "divergence").jensen_shannon(logits_a, *arguments))
 
 
-@_op("jensen_shannon_gradient", "Tensor logits_a", _MIXTURE, _MIXTURE_GRADIENT, returns=2)
+@define("jensen_shannon_gradient", "Tensor logits_a", _MIXTURE, _MIXTURE_GRADIENT, returns=2)
 def jensen_shannon_gradient(logits_a: Tensor, logits_b: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """Of what is not wanted, an empty tensor."""
     return _gradients_of_pair("jensen_shannon_gradient", logits_a, logits_b, *arguments)
@@ -165,7 +167,7 @@ def _gradients_of_pair(cell: str, logits_a: Tensor, logits_b: Tensor, *arguments
     return tuple(logits_a.new_empty((0,)) if x is None else x for x in wanted)
 
 
-@_op("scale_rows_", "Tensor(a!) x", "Tensor scale", returns=0)
+@define("scale_rows_", "Tensor(a!) x", "Tensor scale", returns=0)
 def scale_rows_(x: Tensor, scale: Tensor) -> None:
     cells(x.device).scale_rows_(x, scale)
 
@@ -185,14 +187,14 @@ def _fake_gradients_of_pair(logits_a: Tensor, logits_b: Tensor, *arguments: Any)
     return tuple(_dense_like(x) if wants else x.new_empty((0,)) for x, wants in pair)
 
 
-_fake(logprobs_entropy, lambda logits, *_: _row_vectors(logits, 4))
-_fake(logprobs_entropy_gradient, lambda logits, *_: _dense_like(logits))
-_fake(logprobs_entropy_gradient_, lambda *_: None)
-_fake(dual_mode_loss, _loss_rows)
-_fake(dual_mode_loss_with_gradient, lambda logits, *_: (*_loss_rows(logits), _dense_like(logits)))
-_fake(dual_mode_loss_with_gradient_, _loss_rows)
-_fake(divergence, lambda logits_a, *_: _row_vectors(logits_a, 8))
-_fake(divergence_gradient, _fake_gradients_of_pair)
-_fake(jensen_shannon, lambda logits_a, *_: _row_vectors(logits_a, 7))
-_fake(jensen_shannon_gradient, _fake_gradients_of_pair)
-_fake(scale_rows_, lambda *_: None)
+set_fake(logprobs_entropy, lambda logits, *_: _row_vectors(logits, 4))
+set_fake(logprobs_entropy_gradient, lambda logits, *_: _dense_like(logits))
+set_fake(logprobs_entropy_gradient_, lambda *_: None)
+set_fake(dual_mode_loss, _loss_rows)
+set_fake(dual_mode_loss_with_gradient, lambda logits, *_: (*_loss_rows(logits), _dense_like(logits)))
+set_fake(dual_mode_loss_with_gradient_, _loss_rows)
+set_fake(divergence, lambda logits_a, *_: _row_vectors(logits_a, 8))
+set_fake(divergence_gradient, _fake_gradients_of_pair)
+set_fake(jensen_shannon, lambda logits_a, *_: _row_vectors(logits_a, 7))
+set_fake(jensen_shannon_gradient, _fake_gradients_of_pair)
+set_fake(scale_rows_, lambda *_: None)

@@ -90,7 +90,7 @@ def inverse_temperature_vector(temperature: float | Tensor, logits: Tensor) -> T
     """1 / temperature as (1,) or (N,) in the statistics dtype; raises ValueError unless finite and positive."""
     dtype = statistics_dtype(logits.dtype)
     if not isinstance(temperature, Tensor):
-        if not (temperature > 0 and math.isfinite(temperature)):
+        if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be finite and > 0, got {temperature}")
         if can_ask(logits):
             return constant((1.0 / temperature,), dtype)
@@ -126,7 +126,7 @@ def constant(values: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
 
 
 def softcap_value(softcap: float | None) -> float | None:
-    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+    if softcap is not None and not 0 < softcap < math.inf:
         raise ValueError(f"softcap must be finite and > 0, or None, got {softcap}")
     return None if softcap is None else float(softcap)
 

@@ -165,23 +165,26 @@ class _ShardedStatistics(torch.autograd.Function):
         own = RowStatistics(*ops.logprobs_entropy(*rows))
         whole = combined_statistics(own, targets, inverse_temperature, valid, group)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(whole.row_max, whole.log_sum)
+        ctx.mark_non_differentiable(whole.row_max)
         ctx.softcap = softcap
         _, entropy, row_max, log_sum = whole
         ctx.save_for_backward(logits, targets, inverse_temperature, keep_mask, row_max, log_sum, entropy)
         return tuple(whole)
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None, *_: Any) -> Any:
+    def backward(
+        ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None, _: None, grad_lse: Tensor | None
+    ) -> Any:
         nothing = (None,) * 6
-        if grad_logprobs is None and grad_entropy is None:
+        if grad_logprobs is None and grad_entropy is None and grad_lse is None:
             return None, *nothing
         if torch.is_grad_enabled():
             raise RuntimeError("a split vocabulary can be differentiated once: create_graph=True is not supported")
         logits, targets, inverse_temperature, keep_mask, row_max, log_sum, entropy = ctx.saved_tensors
         grads = (torch.zeros_like(entropy) if g is None else g.contiguous() for g in (grad_logprobs, grad_entropy))
         rows = (logits, targets, inverse_temperature, None, ctx.softcap, keep_mask)
-        return ops.logprobs_entropy_gradient(*rows, row_max, log_sum, entropy, *grads), *nothing
+        grad_lse = None if grad_lse is None else grad_lse.contiguous()
+        return ops.logprobs_entropy_gradient(*rows, row_max, log_sum, entropy, *grads, grad_lse), *nothing
 
 
 _sharded_statistics: Callable[..., tuple[Tensor, ...]] = _ShardedStatistics.apply

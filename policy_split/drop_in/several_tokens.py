@@ -69,7 +69,7 @@ class _SeveralLogprobs(torch.autograd.Function):
         read, total = valid.any(-1), upstream.sum(-1)
         grad = ops.call(
             ops.logprobs_entropy_gradient, rows.detach(), *_row_arguments(index, valid, inverse_temperature),
-            *statistics, total, torch.zeros_like(total),
+            *statistics, total, torch.zeros_like(total), None,
         )  # fmt: skip
         # The kernel gave all of the upstream gradient to the first token. A token that is named twice gets both.
         own = ((index[:, :, None] == index[:, None, :]) * upstream[:, None, :]).sum(-1)

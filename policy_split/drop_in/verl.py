@@ -80,7 +80,7 @@ class _InplaceBackward(torch.autograd.Function):
             return *followed.gradients(_statistics, (logits,), arguments, (upstream,)), None
         data, upstream = logits.detach(), upstream.contiguous()
         nothing = torch.zeros_like(upstream)
-        ops.call(ops.logprobs_entropy_gradient_, as_rows(data), *arguments, *statistics, upstream, nothing)
+        ops.call(ops.logprobs_entropy_gradient_, as_rows(data), *arguments, *statistics, upstream, nothing, None)
         return data, None
 
 

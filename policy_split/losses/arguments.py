@@ -31,7 +31,7 @@ def check_inplace(logits: Tensor, ratio_level: str, process_group: object) -> No
 def number_of_modes(**named: Sequence[float]) -> int:
     """How many modes the coefficients are for: zeros alone fit any number, others must agree."""
     for name, values in named.items():
-        if len(values) == 0 or not all(math.isfinite(value) for value in values):
+        if len(values) == 0 or not all(-math.inf < value < math.inf for value in values):
             raise ValueError(f"{name} must be finite, one number per mode, got {tuple(values)}")
     sizes = {len(values) for values in named.values() if any(values)} or {max(map(len, named.values()))}
     if len(sizes) > 1:

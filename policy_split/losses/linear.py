@@ -10,7 +10,7 @@ from policy_split_kernels.contract import RowStatistics, valid_rows
 from policy_split_kernels.lm_head.arguments import linear_call
 from policy_split_kernels.lm_head.autograd import linear_loss, linear_statistics
 from policy_split_kernels.lm_head.losses import DualModeRows
-from policy_split_kernels.outside_graphs import outside_graphs
+from policy_split_kernels.outside_graphs import outside_graphs_with_others
 from policy_split_kernels.rows import mask_vector, target_vector, token_vector
 from policy_split_kernels.vector_loss import vector_loss_rows
 from policy_split_kernels.watchers import is_followed
@@ -20,7 +20,7 @@ from .dual_mode import DualModeLossOutput
 from .terms import PolicyTerms, check_terms
 
 
-@outside_graphs
+@outside_graphs_with_others
 def linear_dual_mode_loss(
     hidden: Tensor,  # (..., D)
     weight: Tensor,  # (V, D)
@@ -96,7 +96,7 @@ def linear_dual_mode_loss(
     )  # fmt: skip
     rows: tuple[Tensor, ...]
     if ratio_level == "sequence" or reduction == "none" or is_followed(*tokens):
-        logprobs, entropy = linear_statistics(*call[:4])
+        logprobs, entropy, *_ = linear_statistics(call)
         if callable(advantages):
             of_tokens = advantages(*(x.detach().view(targets.shape) for x in (logprobs, entropy)))
             tokens = tokens._replace(advantages=token_vector("advantages", of_tokens, like, logprobs.dtype))
@@ -111,5 +111,5 @@ def linear_dual_mode_loss(
                 seen = (x.view(targets.shape) for x in (statistics.logprobs, statistics.entropy))
                 return token_vector("advantages", advantages(*seen), like, statistics.logprobs.dtype)
 
-        loss, rows = linear_loss(*call[:4], DualModeRows(tokens, wait))
+        loss, rows = linear_loss(call, DualModeRows(tokens, wait))
     return DualModeLossOutput(loss, *(x.view(targets.shape) for x in rows[1:5]))

@@ -70,7 +70,7 @@ def check_terms(terms: PolicyTerms) -> None:
         raise ValueError(f"kl_cap must be above 0, or None, got {terms.kl_cap}")
     if not 0 <= terms.clip_low <= 1:
         raise ValueError(f"clip_low must be between 0 and 1, got {terms.clip_low}")
-    if not (terms.clip_high >= 0 and math.isfinite(terms.clip_high)):
+    if not 0 <= terms.clip_high < math.inf:
         raise ValueError(f"clip_high must be finite and >= 0, got {terms.clip_high}")
     if terms.clip_delta is not None and not terms.clip_delta > 1 + terms.clip_high:
         raise ValueError(f"clip_delta must be above 1 + clip_high = {1 + terms.clip_high}, got {terms.clip_delta}")
@@ -94,7 +94,7 @@ def _same(value: Any, default: Any) -> bool:
 
 def _check_pairs(**pairs: Sequence[float]) -> None:
     for name, pair in pairs.items():
-        if len(pair) != 2 or not all(x > 0 and math.isfinite(x) for x in pair):
+        if len(pair) != 2 or not all(0 < x < math.inf for x in pair):
             raise ValueError(
                 f"{name} must be two finite numbers above 0, of positive and of negative advantages, got {tuple(pair)}"
             )

@@ -40,7 +40,7 @@ def arguments(dtype, device, with_optional=True):
     delta = 3.0 if with_optional else None
     loss = (vector(), *optional, vector(), vector(), vector(), "clip", 0.2, 0.3, delta, 2.0)
     loss += ([1.0, 1.05], with_optional, delta)
-    gradient = tuple(vector() for _ in range(5))
+    gradient = (*(vector() for _ in range(5)), vector() if with_optional else None)
     return common, gradient, loss
 
 
@@ -58,7 +58,7 @@ def test_opcheck(device, dtype, with_optional):
     torch.library.opcheck(ops.scale_rows_, (common[0], gradient[0]))
     pair = tuple(common[0].flip(k).requires_grad_() for k in (1, 2))
     torch.library.opcheck(ops.divergence, (*pair, *common[2:4]))
-    vectors = (*gradient, *gradient, *gradient[:2])
+    vectors = (*gradient[:5], *gradient[:5], *gradient[:2])
     for wants in ((True, True), (True, False)):
         torch.library.opcheck(ops.divergence_gradient, (*(x.detach() for x in pair), *common[2:4], *vectors, *wants))
     torch.library.opcheck(ops.jensen_shannon, (*pair, *common[2:4], 0.3))

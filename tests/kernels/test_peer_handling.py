@@ -167,7 +167,19 @@ def test_launching_reads_nothing_by_the_host(device):
     with Synchronisations() as mode:
         *_, row_max, log_sum = cells.logprobs_entropy(logits[None], targets, ones, ones > 0, 9.0, logits[None] > 0)
         cells.logprobs_entropy_gradient(
-            logits[None], targets, ones, None, None, None, row_max, log_sum, ones, ones, ones, logits[None].clone()
+            logits[None],
+            targets,
+            ones,
+            None,
+            None,
+            None,
+            row_max,
+            log_sum,
+            ones,
+            ones,
+            ones,
+            ones,
+            logits[None].clone(),
         )
         cells.dual_mode_loss(
             logits[None], targets, ones, None, None, None, ones, ones, ones, None, ones, ones, ones,

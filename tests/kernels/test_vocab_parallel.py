@@ -46,7 +46,7 @@ class TestTargetElsewhere:
     def test_gradient_without_a_target(self, device, inplace):
         x, *arguments = distribution(rows_of(device, QUARTERS, QUARTERS), ELSEWHERE, 0)
         _, entropy, row_max, log_sum = ops.logprobs_entropy(x, *arguments)
-        arguments += [row_max, log_sum, entropy, vector(device, 2.0, 2.0), vector(device, 0.0, 0.0)]
+        arguments += [row_max, log_sum, entropy, vector(device, 2.0, 2.0), vector(device, 0.0, 0.0), None]
         if inplace:
             ops.logprobs_entropy_gradient_(x, *arguments)
             gradient = x
@@ -116,7 +116,7 @@ def in_shards(case, cuts, grads):
     row_max = torch.stack([shard_max(x) for x in own]).amax(0)
     sums = sum(shard_sums(x, targets, scale, row_max) for x, (_, targets, *_) in zip(own, shards, strict=True))
     logprobs, entropy, row_max, log_sum = statistics_of_sums(row_max, sums, case.valid, case.statistics_dtype)
-    gradients = [ops.logprobs_entropy_gradient(*shard, row_max, log_sum, entropy, *grads) for shard in shards]
+    gradients = [ops.logprobs_entropy_gradient(*shard, row_max, log_sum, entropy, *grads, None) for shard in shards]
     return (logprobs, entropy), torch.cat([g.reshape(-1, g.shape[-1]) for g in gradients], -1)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..contract import IGNORE_INDEX, statistics_dtype
 
-INTERFACE_VERSION = 4
+INTERFACE_VERSION = 5
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _FOLDER = Path(__file__).parent
 
@@ -122,7 +122,7 @@ def _typed(opened: ctypes.CDLL, path: Path) -> ctypes.CDLL | None:
     opened.ps_instruction_set.restype = ctypes.c_char_p
     opened.ps_logprobs_entropy.argtypes = (matrix, statistics)
     opened.ps_dual_mode_loss.argtypes = (matrix, statistics, loss)
-    opened.ps_logprobs_entropy_gradient.argtypes = (matrix, statistics, pointer, pointer)
+    opened.ps_logprobs_entropy_gradient.argtypes = (matrix, statistics, pointer, pointer, pointer)
     opened.ps_scale_rows.argtypes = (matrix, pointer)
     divergence, upstream = ctypes.POINTER(Divergence), ctypes.POINTER(PairUpstream)
     opened.ps_divergence.argtypes = (matrix, matrix, divergence)

@@ -36,12 +36,13 @@ def logprobs_entropy_gradient(
     entropy: Tensor,
     grad_logprobs: Tensor,
     grad_entropy: Tensor,
+    grad_lse: Tensor | None,
     grad_logits: Tensor,
 ) -> None:
     matrix = matrix_of(logits, grad_logits, targets, inverse_temperature, mask, softcap, keep_mask)
     statistics = library.Statistics(None, pointer(entropy), pointer(row_max), pointer(log_sum))
     row = library.loaded().ps_logprobs_entropy_gradient(
-        matrix, statistics, pointer(grad_logprobs), pointer(grad_entropy)
+        matrix, statistics, pointer(grad_logprobs), pointer(grad_entropy), pointer(grad_lse)
     )
     _check(row, targets, logits)
 

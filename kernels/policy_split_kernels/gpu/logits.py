@@ -84,7 +84,7 @@ def logprobs_entropy_kernel(
 @jit
 def logprobs_entropy_gradient_kernel(
     logits_ptr, targets_ptr, inverse_temperature_ptr, mask_ptr, softcap: tl.float64, keep_ptr,
-    row_max_ptr, log_sum_ptr, entropy_ptr, grad_logprobs_ptr, grad_entropy_ptr, grad_ptr,
+    row_max_ptr, log_sum_ptr, entropy_ptr, grad_logprobs_ptr, grad_entropy_ptr, grad_lse_ptr, grad_ptr,
     T, stride_logits_b: tl.int64, stride_logits_t: tl.int64, stride_keep_b: tl.int64, stride_keep_t: tl.int64,
     stride_grad_b: tl.int64, stride_grad_t: tl.int64, stride_temperature, CAPPED: tl.constexpr,
     V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
@@ -93,13 +93,16 @@ def logprobs_entropy_gradient_kernel(
     target, valid = _row_target(n, targets_ptr, mask_ptr, V)
     grad_row_ptr = grad_ptr + row_offset(n, T, stride_grad_b, stride_grad_t, VEC)
     if valid & (target != _BAD_TARGET):
+        grad_entropy = tl.load(grad_entropy_ptr + n)
+        grad_lse = tl.full((), 0.0, grad_entropy.dtype)
+        if grad_lse_ptr is not None:
+            grad_lse = tl.load(grad_lse_ptr + n)
         write_row_gradient(
             logits_ptr + row_offset(n, T, stride_logits_b, stride_logits_t, VEC), grad_row_ptr,
             _row_transform(n, T, softcap, CAPPED, keep_ptr, stride_keep_b, stride_keep_t, VEC), target,
             tl.load(inverse_temperature_ptr + n * stride_temperature),
             tl.load(row_max_ptr + n), tl.load(log_sum_ptr + n), tl.load(entropy_ptr + n),
-            tl.load(grad_logprobs_ptr + n), tl.load(grad_entropy_ptr + n),
-            V, DEPTH, LANES, VEC,
+            tl.load(grad_logprobs_ptr + n), grad_entropy, grad_lse, V, DEPTH, LANES, VEC,
         )  # fmt: skip
     else:
         fill_row(grad_row_ptr, tl.where(valid, float("nan"), 0.0), V, DEPTH, LANES, VEC)
@@ -158,7 +161,7 @@ def dual_mode_loss_kernel(
             if readable:
                 write_row_gradient(
                     row_ptr, grad_row_ptr, transform, target, inverse_temperature, row_max, log_sum, entropy,
-                    grad_logprob, grad_entropy, V, DEPTH, LANES, VEC,
+                    grad_logprob, grad_entropy, tl.full((), 0.0, row_max.dtype), V, DEPTH, LANES, VEC,
                 )  # fmt: skip
             else:
                 fill_row(grad_row_ptr, value, V, DEPTH, LANES, VEC)
@@ -214,6 +217,7 @@ def logprobs_entropy_gradient(
     entropy: Tensor,
     grad_logprobs: Tensor,
     grad_entropy: Tensor,
+    grad_lse: Tensor | None,
     grad_logits: Tensor,
 ) -> None:
     """One read and one write of the logits; `grad_logits` may be `logits`."""
@@ -225,7 +229,7 @@ def logprobs_entropy_gradient(
     with on_device(logits.device):
         logprobs_entropy_gradient_kernel[(rows,)](
             logits, targets, inverse_temperature, mask, softcap or 0.0, keep,
-            row_max, log_sum, entropy, grad_logprobs, grad_entropy, grad_logits,
+            row_max, log_sum, entropy, grad_logprobs, grad_entropy, grad_lse, grad_logits,
             logits.shape[1], *strides(logits, tiles.VEC), *strides(keep, tiles.VEC), *strides(grad_logits, tiles.VEC),
             temperature_stride(inverse_temperature), softcap is not None, **tiles.options(),
         )  # fmt: skip

@@ -131,11 +131,11 @@ def _write_tile_gradient(
 
 @triton.jit
 def _target_gradient(
-    target_x, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy, softcap,
+    target_x, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy, grad_lse, softcap,
 ):  # fmt: skip
     log_p = (target_x - row_max) * inverse_temperature - log_sum
     p = tl.exp2(log_p * LOG2E)
-    grad = grad_logprob * (1 - p) - grad_entropy * p * (tl.maximum(log_p, FLOOR) + entropy)
+    grad = grad_logprob * (1 - p) - grad_entropy * p * (tl.maximum(log_p, FLOOR) + entropy) + grad_lse * p
     if softcap is not None:
         grad *= softcap_slope(target_x, softcap)
     return inverse_temperature * grad
@@ -144,7 +144,7 @@ def _target_gradient(
 @triton.jit
 def write_row_gradient(
     row_ptr, grad_ptr, transform, target, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy,
-    V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
+    grad_lse, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one row, from its end to its start: what was read last is what the L2 cache still holds."""
     dtype: tl.constexpr = row_max.dtype
@@ -157,7 +157,7 @@ def write_row_gradient(
     offset = log_sum * LOG2E + tl.fma(row_max, scale, base)
     kept = tl.exp2(-offset) * inverse_temperature
     slope = -kept * grad_entropy * LN2
-    level = -kept * (grad_entropy * entropy + grad_logprob) - slope * offset
+    level = -kept * (grad_entropy * entropy + grad_logprob) + kept * grad_lse - slope * offset
 
     # The target's element is written over what the loop writes there; `grad_ptr` may be `row_ptr`, so it is read first.
     target_x = load_target_x(row_ptr, transform, target, dtype)
@@ -172,7 +172,7 @@ def write_row_gradient(
         )
     tl.debug_barrier()
     at_target = _target_gradient(
-        target_x, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy, transform[0]
+        target_x, inverse_temperature, row_max, log_sum, entropy, grad_logprob, grad_entropy, grad_lse, transform[0]
     )
     if transform[1] is not None:
         at_target = tl.where(tl.load(transform[1] + tl.maximum(target, 0)) != 0, at_target, 0.0 * at_target)

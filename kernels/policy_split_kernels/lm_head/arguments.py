@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,17 +13,7 @@ from ..dtensor import plain_tensors
 from ..rows import DTYPES, inverse_temperature_vector, keep_rows, mask_vector, softcap_value, target_vector
 from ..vocab_parallel import vocab_shard
 from ..watchers import check_unfollowed
-from .autograd import MakeHead
-from .chunks import LinearHead
-from .products import Products
-
-
-class LinearCall(NamedTuple):
-    hidden: Tensor  # (N, D)
-    weight: Tensor  # (V, D)
-    bias: Tensor | None  # (V,)
-    make_head: MakeHead
-    like: Tensor  # (..., V) of no memory: the shape, dtype and device of the logits that are not there
+from .call import HeadArguments, LinearCall
 
 
 def linear_call(
@@ -63,15 +52,8 @@ def linear_call(
     except TargetOutsideVocabulary as error:
         raise error.at(targets.shape) from None
 
-    def make_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> LinearHead:
-        products = Products(hidden.detach(), weight.detach(), _detached(bias), operand_dtype, logits_dtype)
-        return LinearHead(products, *rows, chunk_bytes, shard)
-
-    return LinearCall(hidden.reshape(-1, hidden.shape[-1]), weight, bias, make_head, like)
-
-
-def _detached(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach()
+    arguments = HeadArguments(*rows, operand_dtype, logits_dtype, chunk_bytes)
+    return LinearCall(hidden.reshape(-1, hidden.shape[-1]), weight, bias, arguments, shard, like)
 
 
 def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -106,7 +88,7 @@ def _operand_dtype(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> torch
 def _check_settings(
     logit_scale: float, logits_dtype: torch.dtype | None, chunk_bytes: int | None, operand_dtype: torch.dtype
 ) -> None:
-    if not (logit_scale > 0 and math.isfinite(logit_scale)):
+    if not 0 < logit_scale < math.inf:
         raise ValueError(f"logit_scale must be finite and > 0, got {logit_scale}")
     allowed: Sequence[torch.dtype | None] = (None, operand_dtype)
     if operand_dtype.itemsize < 4:

@@ -13,32 +13,30 @@ from torch import Tensor
 
 from .. import ops
 from ..autograd import GRADIENT_IN_BACKWARD
-from ..contract import LossRows, statistics_dtype
-from .chunks import LinearHead, Loss, gradient_pass, loss_pass, statistics_pass
+from ..contract import LossRows, RowStatistics, statistics_dtype
+from .call import LinearCall, MakeHead
+from .chunks import Loss, gradient_pass, loss_pass, statistics_pass
+from .graphs import traced_loss, traced_statistics
 from .products import Gradients
 
-# Of the detached hidden (N, D), weight (V, D) and bias (V,), one call's head.
-MakeHead = Callable[[Tensor, Tensor, Tensor | None], LinearHead]
 
-
-def linear_statistics(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, make_head: MakeHead
-) -> tuple[Tensor, Tensor]:
-    """(logprobs, entropy), (N,) each, differentiable in hidden, weight and bias: one product, three in backward."""
+def linear_statistics(call: LinearCall) -> RowStatistics:
+    """(N,) each, differentiable in hidden, weight and bias as `statistics_rows`: one product, three in backward."""
+    if torch.compiler.is_compiling():
+        return traced_statistics(call)
     if torch.is_grad_enabled():
-        return _statistics(hidden, weight, bias, make_head)
-    statistics = statistics_pass(make_head(hidden, weight, bias))
-    return statistics.logprobs, statistics.entropy
+        return RowStatistics(*_statistics(*call.factors, call.make_head))
+    return statistics_pass(call.make_head(*call.factors))
 
 
-def linear_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, make_head: MakeHead, loss: Loss
-) -> tuple[Tensor, LossRows]:
+def linear_loss(call: LinearCall, loss: Loss) -> tuple[Tensor, LossRows]:
     """The sum of the losses (), differentiable in hidden, weight and bias, and the rows (N,) each, detached."""
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias)):
-        total, *vectors = _loss(hidden, weight, bias, make_head, loss)
+    if torch.compiler.is_compiling():
+        return traced_loss(call, loss)
+    if torch.is_grad_enabled() and any(call.wants):
+        total, *vectors = _loss(*call.factors, call.make_head, loss)
         return total, LossRows(*vectors)
-    rows, _ = loss_pass(make_head(hidden, weight, bias), loss, (False,) * 3, form=False)
+    rows, _ = loss_pass(call.make_head(*call.factors), loss, (False,) * 3, form=False)
     return rows.losses.sum(), rows
 
 
@@ -46,26 +44,28 @@ class _Statistics(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, make_head: MakeHead
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.make_head = make_head
         statistics = statistics_pass(make_head(hidden, weight, bias))
         logprobs, entropy, row_max, log_sum = statistics
-        ctx.save_for_backward(
-            hidden, weight, bias, row_max, log_sum, entropy.clone()
-        )  # what is returned is the caller's
-        return logprobs, entropy
+        ctx.mark_non_differentiable(row_max)
+        saved = (row_max, log_sum.clone(), entropy.clone())  # what is returned is the caller's
+        ctx.save_for_backward(hidden, weight, bias, *saved)
+        return logprobs, entropy, row_max, log_sum
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> Any:
-        if grad_logprobs is None and grad_entropy is None:
+    def backward(
+        ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None, _: None, grad_lse: Tensor | None
+    ) -> Any:
+        if grad_logprobs is None and grad_entropy is None and grad_lse is None:
             return None, None, None, None
         _refuse_second_derivative()
         hidden, weight, bias, row_max, log_sum, entropy = ctx.saved_tensors
         upstream = (grad_logprobs, grad_entropy)
         by_logprobs, by_entropy = (torch.zeros_like(entropy) if g is None else g.contiguous() for g in upstream)
         head, wants = ctx.make_head(hidden, weight, bias), ctx.needs_input_grad[:3]
-        gradients = gradient_pass(head, row_max, log_sum, entropy, by_logprobs, by_entropy, wants)
+        gradients = gradient_pass(head, row_max, log_sum, entropy, by_logprobs, by_entropy, grad_lse, wants)
         dtypes = _dtypes(hidden, weight, bias)
         return *(_cast(*pair) for pair in zip(_each(gradients), dtypes, strict=True)), None
 
@@ -96,7 +96,7 @@ class _Loss(torch.autograd.Function):
         hidden, weight, bias, grad_logprobs, grad_entropy, row_max, log_sum, entropy = ctx.saved_tensors
         head, wants = ctx.make_head(hidden, weight, bias), ctx.needs_input_grad[:3]
         by_logprobs, by_entropy = (x * upstream for x in (grad_logprobs, grad_entropy))
-        gradients = gradient_pass(head, row_max, log_sum, entropy, by_logprobs, by_entropy, wants)
+        gradients = gradient_pass(head, row_max, log_sum, entropy, by_logprobs, by_entropy, None, wants)
         return *(_cast(*pair) for pair in zip(_each(gradients), ctx.dtypes, strict=True)), None, None
 
 
@@ -129,5 +129,5 @@ def _scaled(x: Tensor | None, dtype: torch.dtype, upstream: Tensor) -> Tensor | 
     return x
 
 
-_statistics: Callable[..., tuple[Tensor, Tensor]] = _Statistics.apply
+_statistics: Callable[..., tuple[Tensor, ...]] = _Statistics.apply
 _loss: Callable[..., tuple[Tensor, ...]] = _Loss.apply

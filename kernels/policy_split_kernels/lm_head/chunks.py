@@ -175,10 +175,10 @@ def loss_pass(head: LinearHead, loss: Loss, wants: Wants, *, form: bool) -> tupl
 
 def gradient_pass(
     head: LinearHead, row_max: Tensor, log_sum: Tensor, entropy: Tensor, grad_logprobs: Tensor, grad_entropy: Tensor,
-    wants: Wants,
+    grad_lse: Tensor | None, wants: Wants,
 ) -> Gradients:  # fmt: skip
     """Of the statistics, by the upstream gradients of each token (N,): the logits again, and the products back."""
-    vectors = (row_max, log_sum, entropy, grad_logprobs, grad_entropy)
+    vectors = (row_max, log_sum, entropy, grad_logprobs, grad_entropy, grad_lse)
     with _without_autocast(head):
         gradients = head.gradients(wants)
         for chunk, x, logits in head.chunks():
@@ -197,7 +197,7 @@ def _chunk_loss(head: LinearHead, loss: Loss, chunk: Chunk, logits: Tensor, form
     if mask is not None:
         rows = LossRows(*(x & mask if x.dtype == torch.bool else torch.where(mask, x, 0.0) for x in rows))
     if form:
-        vectors = (rows.row_max, rows.log_sum, rows.entropy, rows.grad_logprobs, rows.grad_entropy)
+        vectors = (rows.row_max, rows.log_sum, rows.entropy, rows.grad_logprobs, rows.grad_entropy, None)
         ops.logprobs_entropy_gradient_(logits, *arguments, *vectors)
     return rows
 

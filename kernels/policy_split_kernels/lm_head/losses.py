@@ -67,13 +67,7 @@ class TokenRows:
 
     def _check(self, losses: Tensor, leaves: tuple[Tensor, ...]) -> None:
         """TypeError or ValueError for what is not the loss of each token, or has a gradient that would be lost."""
-        if not isinstance(losses, Tensor):
-            raise TypeError(f"loss_fn must return a tensor of losses, got {type(losses).__name__}")
-        if losses.shape != leaves[0].shape:
-            raise ValueError(
-                f"loss_fn must return one loss for each of the {len(leaves[0])} tokens it is given, "
-                f"got shape {tuple(losses.shape)}"
-            )
+        check_losses(losses, leaves[0])
         other = None if self._checked else _other_leaf(losses, leaves)
         if other is not None:
             shape = tuple(other.shape)
@@ -82,6 +76,16 @@ class TokenRows:
                 f"use linear_logprobs_and_entropy"
             )
         self._checked = True
+
+
+def check_losses(losses: Tensor, logprobs: Tensor) -> None:
+    if not isinstance(losses, Tensor):
+        raise TypeError(f"loss_fn must return a tensor of losses, got {type(losses).__name__}")
+    if losses.shape != logprobs.shape:
+        raise ValueError(
+            f"loss_fn must return one loss for each of the {len(logprobs)} tokens it is given, "
+            f"got shape {tuple(losses.shape)}"
+        )
 
 
 def _other_leaf(losses: Tensor, leaves: tuple[Tensor, ...]) -> Tensor | None:

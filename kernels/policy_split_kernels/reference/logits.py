@@ -54,9 +54,10 @@ def logprobs_entropy_gradient(
     entropy: Tensor,  # (N,)
     grad_logprobs: Tensor,  # (N,) upstream
     grad_entropy: Tensor,  # (N,) upstream
+    grad_lse: Tensor | None,  # (N,) upstream of log_sum, from which row_max, a constant, stands apart
     grad_logits: Tensor,  # (B, T, V) written; may be `logits` itself
 ) -> None:
-    """Gradient of both statistics with respect to the logits: one read, one write."""
+    """Gradient of the statistics with respect to the logits: one read, one write."""
     valid = valid_rows(targets, mask)
     index, here, in_range = _gather_index(targets, valid, logits.shape[-1])
     x = transformed(logits, valid, softcap, keep_mask)
@@ -66,6 +67,8 @@ def logprobs_entropy_gradient(
     to_entropy = zero_at_minus_inf(log_p, p * (log_p + entropy[:, None]))
     to_target = torch.zeros_like(p).scatter_(-1, index[:, None], here[:, None].to(p.dtype)) - p
     grad = grad_logprobs[:, None] * to_target - grad_entropy[:, None] * to_entropy
+    if grad_lse is not None:
+        grad = grad + grad_lse[:, None] * p
     grad = grad * inverse_temperature[:, None]
     if softcap is not None:
         grad = torch.where(x.isfinite(), grad * (1 - (x / softcap).square()), 0.0 * grad)
@@ -128,7 +131,7 @@ def dual_mode_loss(
     if grad_logits is not None:
         logprobs_entropy_gradient(
             logits, targets, inverse_temperature, mask, softcap, keep_mask, rows.row_max, rows.log_sum, rows.entropy,
-            rows.grad_logprobs, rows.grad_entropy, grad_logits,
+            rows.grad_logprobs, rows.grad_entropy, None, grad_logits,
         )  # fmt: skip
     return rows
 
