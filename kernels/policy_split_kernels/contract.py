@@ -105,20 +105,20 @@ class TargetOutsideVocabulary(IndexError):
     target: int
     vocabulary: int
 
-    def at(self, shape: Sequence[int], name: str = "targets") -> "TargetOutsideVocabulary":
-        """The same of a tensor of this shape, of which the targets are the flattened numbers."""
-        index: list[str] = []
+    def at(self, targets: Tensor, name: str = "targets") -> "TargetOutsideVocabulary":
+        """The same of the tensor that the caller has, of which the targets were the flattened numbers."""
+        index: list[int] = []
         rest = self.row
-        for size in reversed(shape):
+        for size in reversed(targets.shape):
             rest, place = divmod(rest, size)
-            index.insert(0, str(place))
-        where = f"{name}[{', '.join(index)}]" if index else name
-        return target_out_of_range(self.row, self.target, self.vocabulary, where)
+            index.insert(0, place)
+        where = f"{name}{index}" if index else name
+        return target_out_of_range(self.row, int(targets[tuple(index)]), self.vocabulary, where)
 
 
 def target_out_of_range(row: int, target: int, vocabulary: int, where: str | None = None) -> TargetOutsideVocabulary:
     error = TargetOutsideVocabulary(
-        f"{where or f'targets[{row}]'} = {target} is outside the vocabulary of {vocabulary}; "
+        f"{where or f'targets.flatten()[{row}]'} = {target} is outside the vocabulary of {vocabulary}; "
         f"expected 0 <= target < {vocabulary}, or {IGNORE_INDEX} for a row to be ignored"
     )
     error.row, error.target, error.vocabulary = row, target, vocabulary

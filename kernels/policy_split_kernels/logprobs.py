@@ -63,5 +63,5 @@ def logprobs_and_entropy(
     try:
         logprobs, entropy, _, _ = statistics_of_rows(rows, *arguments, process_group)
     except TargetOutsideVocabulary as error:
-        raise error.at(targets.shape) from None
+        raise error.at(targets) from None
     return LogprobsAndEntropy(logprobs.view(targets.shape), entropy.view(targets.shape))

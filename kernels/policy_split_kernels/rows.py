@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contract import statistics_dtype, valid_rows
+from .contract import ELSEWHERE, statistics_dtype, valid_rows
 from .watchers import can_ask, in_transform
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -67,7 +67,9 @@ def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def target_vector(targets: Tensor, logits: Tensor, name: str = "targets") -> Tensor:
     check_token_ids(name, targets)
-    return token_vector(name, targets, logits, torch.int64)
+    vector = token_vector(name, targets, logits, torch.int64)
+    # What the kernels take for ELSEWHERE is to a caller a number outside the vocabulary, as its neighbour is.
+    return vector.clamp(min=ELSEWHERE + 1) if targets.dtype == torch.int64 else vector
 
 
 def check_token_ids(name: str, x: Tensor) -> None:

@@ -27,7 +27,7 @@ def named_statistics(
     try:
         logprobs, entropy, _, _ = statistics_of_rows(rows, *arguments, None, None, None)
     except TargetOutsideVocabulary as error:
-        raise error.at(targets.shape, name) from None
+        raise error.at(targets, name) from None
     return logprobs.view(targets.shape), entropy.view(targets.shape)
 
 

@@ -90,5 +90,5 @@ def _several_tokens(logits: Tensor, index: Tensor, row_mask: Tensor | None) -> T
     try:
         check_targets(index.flatten(), valid.flatten(), logits.shape[-1])
     except TargetOutsideVocabulary as error:
-        raise error.at(index.shape, "index") from None
+        raise error.at(index, "index") from None
     return valid

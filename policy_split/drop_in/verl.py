@@ -68,7 +68,7 @@ class _InplaceBackward(torch.autograd.Function):
         try:
             statistics = RowStatistics(*ops.call(ops.logprobs_entropy, rows, *arguments))
         except TargetOutsideVocabulary as error:
-            raise error.at(labels.shape, "labels") from None
+            raise error.at(labels, "labels") from None
         ctx.save_for_backward(logits, *arguments, statistics.row_max, statistics.log_sum, statistics.entropy)
         return statistics.logprobs  # no view of it, which the caller could not write over
 

@@ -146,7 +146,7 @@ def dual_mode_loss(
             length = rows.shape[1] if ratio_level == "sequence" else 1
             out = vector_loss_rows(logprobs, entropy, valid_rows(target, valid), length, tokens, terms.gamma)
     except TargetOutsideVocabulary as error:
-        raise error.at(targets.shape) from None
+        raise error.at(targets) from None
     losses, *detached = out
     if targets.dim() != 1:
         detached = [x.view(targets.shape) for x in detached]

@@ -24,14 +24,14 @@ def run(head, function, hidden, weight, bias, **options):
     if function.startswith("token_loss"):
         options["reduction"] = "none" if function.endswith("none") else "sum"
         out = linear_token_loss(*arguments, lambda l, e, i: l.exp() * tokens["advantages"][i] - e * l, **options)
-        return (out.loss * weights).sum() if out.loss.dim() else (out.loss / 16).square()
+        return (out.loss * weights).sum() if out.loss.dim() else (out.loss / 64).square()
     if function == "dual_mode_none":
         return (linear_dual_mode_loss(*arguments, **tokens, **options, reduction="none").loss * weights).sum()
     if function == "sequence":
         options |= {"ratio_level": "sequence"}
     if function == "advantages_of":
         tokens["advantages"] = lambda logprobs, entropy: entropy - logprobs
-    return linear_dual_mode_loss(*arguments, **tokens, **options).loss.div(16).square()
+    return linear_dual_mode_loss(*arguments, **tokens, **options).loss.div(64).square()
 
 
 def compiled(function, backend="aot_eager", **settings):
@@ -55,8 +55,7 @@ class Graph(Head):
         return self.hidden, self.weight, self.bias
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("function", "bias"), [*((x, True) for x in FUNCTIONS), *((x, False) for x in FUNCTIONS[:2])])
 def test_like_eager(function, bias):
     check(Graph(bias=bias), function)
 
@@ -69,7 +68,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("function", ["statistics", "dual_mode", "token_loss"])
+@pytest.mark.parametrize("function", ["statistics", "dual_mode"])
 @pytest.mark.parametrize("name", list(OPTIONS))
 def test_options(function, name):
     head = Graph()
@@ -83,7 +82,7 @@ def test_options(function, name):
     assert not any(x.any() for x in torch.autograd.grad(out, head.leaves))
 
 
-@pytest.mark.parametrize("function", ["statistics", "dual_mode", "token_loss"])
+@pytest.mark.parametrize("function", ["statistics", "dual_mode"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_dtypes(function, dtype):
     check(Graph(dtype=dtype), function, tolerance={torch.float64: 1e-12}.get(dtype, 2**-7))
@@ -114,7 +113,7 @@ def test_under_autocast(function):
     assert relative_error(gradients, expected) < 2**-7
 
 
-@pytest.mark.parametrize("function", ["statistics", "dual_mode", "token_loss"])
+@pytest.mark.parametrize("function", ["statistics", "dual_mode"])
 @pytest.mark.parametrize("frozen", [("weight",), ("hidden",), ("bias",), ("hidden", "weight")])
 def test_frozen_factors(function, frozen):
     head = Graph()
@@ -126,7 +125,7 @@ def test_frozen_factors(function, frozen):
     assert relative_error(torch.autograd.grad(out, head_leaves), expected) < 1e-6
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", FUNCTIONS[:4])
 def test_without_gradients(function):
     head = Graph()
     with torch.no_grad():

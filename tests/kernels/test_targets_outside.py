@@ -12,6 +12,7 @@ from policy_split import (
     linear_token_loss,
     logprobs_and_entropy,
 )
+from policy_split.drop_in import trl, verl
 from policy_split_kernels import ops
 from policy_split_kernels.contract import TargetOutsideVocabulary, target_out_of_range
 
@@ -116,7 +117,7 @@ def test_error_of_an_op_knows_its_row(backend):
 
 def test_error_survives_a_pipe():
     """As one of a DataLoader's or a pool's processes sends it."""
-    error = target_out_of_range(11, 99, V).at((3, 4), "labels")
+    error = target_out_of_range(11, 99, V).at(torch.full((3, 4), 99), "labels")
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is TargetOutsideVocabulary
     assert str(again) == str(error)
@@ -124,19 +125,52 @@ def test_error_survives_a_pipe():
     assert again.row == 11
 
 
-@pytest.mark.parametrize("name", ["logits", "loss"])
+@pytest.mark.parametrize("name", ["logits", "loss", "linear_logits", "linear_loss"])
 def test_compiled_functions_raise_too(name):
     """Of the flattened targets: inside a graph the caller's shape is gone."""
     torch._dynamo.reset()
-
-    def run(logits, targets):
-        if name == "loss":
-            return dual_mode_loss(logits, targets, **tokens(targets)).loss
-        return logprobs_and_entropy(logits, targets).logprobs
-
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    logits, targets = torch.randn(2, 3, V, requires_grad=True), torch.zeros(2, 3, dtype=torch.int64)
-    torch.testing.assert_close(compiled(logits, targets), run(logits, targets))
+    compiled = torch.compile(FUNCTIONS[name], fullgraph=True, backend="aot_eager")
+    targets, mask = torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.bool)
+    mask[0, 1] = False  # in an LM head, whose chunks leave it out, the row would be another
+    torch.testing.assert_close(compiled(targets, False, mask=mask)[0], FUNCTIONS[name](targets, False, mask=mask)[0])
     targets[1, 1] = 99
-    with pytest.raises(IndexError, match=r"targets\[4\] = 99 is outside the vocabulary of 7"):
-        compiled(logits, targets)
+    with pytest.raises(IndexError, match=r"targets\.flatten\(\)\[4\] = 99 is outside the vocabulary of 7"):
+        compiled(targets, False, mask=mask)
+
+
+SMALLEST = torch.iinfo(torch.int64).min  # the kernels' own sign for a target that another process holds
+
+
+@pytest.mark.parametrize("target", [SMALLEST, SMALLEST + 1, torch.iinfo(torch.int64).max, -1])
+@pytest.mark.parametrize("name", list(FUNCTIONS))
+@pytest.mark.parametrize("backend", ["torch", "native"], indirect=True)
+def test_no_number_means_more_to_a_kernel(backend, name, target):
+    targets = torch.zeros(2, 3, dtype=torch.int64)
+    targets[1, 2] = target
+    with pytest.raises(IndexError, match=rf"^targets\[1, 2\] = {target} is outside"):
+        FUNCTIONS[name](targets, True)
+
+
+@pytest.mark.parametrize("target", [SMALLEST, SMALLEST + 1])
+@pytest.mark.parametrize(
+    "function",
+    [
+        verl.logprobs_from_logits,
+        trl.selective_log_softmax,
+        trl.selective_log_softmax_and_entropy,
+        lambda x, y: trl.selective_log_softmax(x, y[..., None].expand(2, 2)),
+    ],
+)
+def test_nor_under_the_names_of_others(function, target):
+    for logits in (torch.zeros(2, V), torch.zeros(2, V, requires_grad=True) * 1):
+        with pytest.raises(IndexError, match=rf"\[1.*\] = {target} is outside"):
+            function(logits, torch.tensor([0, target]))
+
+
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+def test_on_a_gpu_such_rows_are_nan(backend):
+    logits = torch.zeros(4, V, requires_grad=True)
+    targets = torch.tensor([0, SMALLEST, SMALLEST + 1, V])
+    logprobs = logprobs_and_entropy(logits, targets).logprobs
+    assert logprobs.isnan().tolist() == [False, True, True, True]
+    assert torch.autograd.grad(logprobs.sum(), logits)[0].isnan().any(-1).tolist() == [False, True, True, True]

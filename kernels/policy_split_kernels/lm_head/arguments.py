@@ -50,7 +50,7 @@ def linear_call(
     try:  # before the first product, and not as a row of some chunk
         check_targets(rows[0], valid_rows(rows[0], rows[2]), len(weight) if shard is None else shard.total)
     except TargetOutsideVocabulary as error:
-        raise error.at(targets.shape) from None
+        raise error.at(targets) from None
 
     arguments = HeadArguments(*rows, operand_dtype, logits_dtype, chunk_bytes)
     return LinearCall(hidden.reshape(-1, hidden.shape[-1]), weight, bias, arguments, shard, like)

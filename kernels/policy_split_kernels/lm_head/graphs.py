@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..autograd import GRADIENT_IN_BACKWARD
-from ..contract import LossArguments, LossRows, RowStatistics, statistics_dtype
+from ..contract import LossArguments, LossRows, RowStatistics, check_targets, statistics_dtype, valid_rows
 from ..ops import LOSS, define, set_fake
 from .call import HeadArguments, LinearCall, linear_head
-from .chunks import Loss, Wants, gradient_pass, loss_pass, statistics_pass
+from .chunks import LinearHead, Loss, Wants, gradient_pass, loss_pass, statistics_pass
 from .losses import DualModeRows
 from .products import Gradients
 
@@ -51,9 +51,11 @@ def linear_dual_mode_loss_op(*arguments: Any) -> tuple[Tensor, ...]:
     return *rows, *_given(gradients, arguments[0])
 
 
-def _made(arguments: tuple[Any, ...]) -> Any:
+def _made(arguments: tuple[Any, ...]) -> LinearHead:
     hidden, weight, bias = arguments[:_FACTORS]
-    return linear_head(hidden, weight, bias, HeadArguments(*arguments[_FACTORS : _FACTORS + _ARGUMENTS]))
+    rest = HeadArguments(*arguments[_FACTORS : _FACTORS + _ARGUMENTS])
+    check_targets(rest.targets, valid_rows(rest.targets, rest.mask), len(weight))  # while they are the caller's, whole
+    return linear_head(hidden, weight, bias, rest)
 
 
 def _given(gradients: Gradients | None, like: Tensor) -> tuple[Tensor, ...]:
