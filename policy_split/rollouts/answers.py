@@ -41,7 +41,12 @@ def prompts_of(tokenizer: Any, prompt: Prompt, config: PolicySplitConfig, modes:
 def answers(
     policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplitConfig, num_samples: int
 ) -> list[list[Answer]]:
-    """`num_samples` answers to each prompt: a function of the model, the prompts and config.seed."""
+    """`num_samples` answers to each prompt: a function of the model, the prompts and config.seed.
+
+    ValueError for a model that reads the padding, where the prompts differ in length.
+    """
+    if len(set(map(len, prompts))) > 1:
+        policy.check_padding()
     repeated = [list(ids) for ids in prompts for _ in range(num_samples)]
     with seeded(seed_of(config.seed, "answers"), policy.device):
         completions = sample(policy, repeated, config)

@@ -38,4 +38,6 @@ def frozen_reference(
     else:
         wrapped = accelerator.prepare_model(frozen, evaluation_mode=True)
     options = (fused, config.lm_head_chunk_bytes, config.packed_batches, config.share_prompts)
-    return Policy(wrapped, tokenizer, frozen, *options)
+    reference = Policy(wrapped, tokenizer, frozen, *options)
+    reference.check_padding()
+    return reference

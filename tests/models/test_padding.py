@@ -7,6 +7,7 @@ import transformers
 from lm_models import SIZES, made
 from trained import trainer
 
+from policy_split.commands.main import main
 from policy_split.evaluation.evaluate import evaluate_modes
 from policy_split.models.policy import Policy
 
@@ -37,3 +38,18 @@ def test_a_model_that_reads_the_padding_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match=says):
         evaluate_modes(rwkv(), tiny.tokenizer(), tiny.QUESTIONS, tiny.reward, tiny.config(tmp_path), 2)
+
+
+def test_so_is_a_reference_that_does(tmp_path):
+    with pytest.raises(ValueError, match="RwkvForCausalLM does not honour its attention mask"):
+        trainer(tmp_path / "run", ref_model=rwkv(), beta=0.1)
+
+
+def test_both_modes_are_not_sampled_behind_padding_that_is_read(tmp_path, capsys):
+    """One mode alone has prompts of one length."""
+    rwkv().save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    asked = ["sample", str(tmp_path), "--prompt", "1 2", "--num-samples", "2", "--max-tokens", "3", "--use-cpu"]
+    assert main(asked) != 0
+    assert "RwkvForCausalLM does not honour its attention mask: a longer prompt" in capsys.readouterr().err
+    assert main([*asked, "--mode", "normal"]) == 0

@@ -42,3 +42,11 @@ def saved_model(folder):
     """A model that TRL can load once more, as it does for its reference."""
     tiny.model().save_pretrained(folder)
     return type(tiny.model()).from_pretrained(folder)
+
+
+def batch_of(run):
+    """The rows of one generation, as TRL's loss gets them."""
+    run.model.train()
+    questions = [row for row in run.train_dataset.select(range(2)) for _ in range(run.num_generations)]
+    run.current_gradient_accumulation_steps = 1
+    return run._generate_and_score_completions(questions)

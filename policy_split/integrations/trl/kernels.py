@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from policy_split.extras import check_extra
 from policy_split.models.lm_head import inner_model, patch_lm_head
+from policy_split.models.vocabulary import Vocabulary
 from policy_split_kernels.linear import linear_logprobs_and_entropy
 from policy_split_kernels.logprobs import LogprobsAndEntropy
 
 
-def use_fused_kernels(trainer: Any, *, chunk_bytes: int | None = None) -> Any:
+def use_fused_kernels(trainer: Any, *, chunk_bytes: int | None = None, vocabulary: Vocabulary | None = None) -> Any:
     """The TRL trainer, whose log-probs and entropies now come from our fused LM head (its reference model's too).
 
     For trainers that score by `model(..., labels=labels, fused_lm_head=True)` with a temperature (GRPOTrainer,
@@ -23,8 +24,8 @@ def use_fused_kernels(trainer: Any, *, chunk_bytes: int | None = None) -> Any:
         log_probs, entropy = linear_logprobs_and_entropy(hidden, lm_head.weight, labels[:, 1:], temperature=...)
 
     in nats, 0 where a label is -100, both differentiable; aux_loss and generation are unchanged. chunk_bytes: see
-    `linear_logprobs_and_entropy`. Raises TypeError for a trainer of another kind or a model whose LM head is not
-    `hidden @ weight.T + bias` (nothing is changed then).
+    `linear_logprobs_and_entropy`; vocabulary: ids that it does not have get no probability. Raises TypeError for a
+    trainer of another kind or a model whose LM head is not `hidden @ weight.T + bias` (nothing is changed then).
     """
     check_extra("trl", "use_fused_kernels")
     temperature = getattr(trainer, "temperature", None)
@@ -38,11 +39,13 @@ def use_fused_kernels(trainer: Any, *, chunk_bytes: int | None = None) -> Any:
     for model in models:
         patch_lm_head(model)  # TypeError before any of them is changed for good
     for model in models:
-        _put_in_front(model, temperature, in_float32, chunk_bytes)
+        _put_in_front(model, temperature, in_float32, chunk_bytes, vocabulary)
     return trainer
 
 
-def _put_in_front(model: nn.Module, temperature: float, in_float32: bool, chunk_bytes: int | None) -> None:
+def _put_in_front(
+    model: nn.Module, temperature: float, in_float32: bool, chunk_bytes: int | None, vocabulary: Vocabulary | None
+) -> None:
     """Let the model answer fused_lm_head=True itself; any other call goes on to what stood there before."""
     behind = model.forward
 
@@ -54,6 +57,7 @@ def _put_in_front(model: nn.Module, temperature: float, in_float32: bool, chunk_
         else:
             targets = shift_labels
         device, options = hidden.device.type, of_head | {"temperature": temperature, "chunk_bytes": chunk_bytes}
+        options["keep_mask"] = None if vocabulary is None else vocabulary.keep_mask(len(weight), hidden.device)
         with torch.autocast(device, enabled=False) if in_float32 else nullcontext():
             hidden = hidden.to(weight.dtype) if in_float32 else hidden
             targets = targets.to(hidden.device)

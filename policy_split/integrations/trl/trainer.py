@@ -17,15 +17,17 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import pad, use_adapter
 
-from policy_split.algorithms.advantages import BonusStatistics, bonus_statistics, dual_mode_advantages
+from policy_split.algorithms.advantages import bonus_statistics, dual_mode_advantages
 from policy_split.integrations.interleaved import blocks_of, modes_of_rows, rows_of
 from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL, encode_modes
-from policy_split.rollouts.metrics import Sums, add_sums, k3, means, sum_and_count
+from policy_split.rollouts.metrics import Sums, add_sums, means, sum_and_count
 from policy_split.run_folder.model_folder import CARD
 
 from .card import remove_other_card, save_card
 from .config import PolicySplitGRPOConfig
 from .kernels import use_fused_kernels
+from .metrics import split_sums
+from .model import check_padding, own_tokens
 
 ROW = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 UNSUPPORTED = ("tools", "environment_factories", "rollout_func")
@@ -40,8 +42,8 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
     modes where num_generations_eval is even, else the normal one, and shares nothing. Metrics have TRL's names, those
     of a mode under `normal/` and `high_entropy/`, those between the modes under `policy_split/`; entropies and KLs are
     in nats, and completions are logged with a column `mode`.
-    Raises ValueError for tools, environments and rollout functions, which make prompts of their own, for images, and
-    for a response that no reward function graded.
+    A response that every reward function leaves out (None) is in no group and trains nothing. Raises ValueError for
+    tools, environments and rollout functions, which make prompts of their own, and for images.
     """
 
     _tag_names = ("trl", "grpo", "policy-split")
@@ -58,11 +60,13 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
                 raise ValueError(f"{name} makes prompts of its own; Policy Split asks each question in two ways itself")
         self._check_prompts(self.train_dataset, "train_dataset")
         self._check_prompts(self.eval_dataset, "eval_dataset")
+        check_padding(self)
+        tokens = own_tokens(self)
         if args.fused_kernels:
-            use_fused_kernels(self)
+            use_fused_kernels(self, vocabulary=tokens)
         self._row_modes: list[int] = []  # of the responses of this process
         self._twin_ids: list[list[int]] = []  # token ids of the same questions in the other mode
-        self._rewards = torch.empty(0)  # (all processes' responses,)
+        self._rewards = torch.empty(0)  # (all processes' responses,), NaN where no function had one
         self._logprobs = torch.empty(0)  # of the last rows that were scored
         self._clip_sums: Sums = {}  # since the last line of the log
 
@@ -129,10 +133,8 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         graded: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if bool(graded.isnan().all(1).any()):
-            row = int(graded.isnan().all(1).nonzero()[0])
-            raise ValueError(f"response {row} has no reward: every reward function returned None for it")
-        self._rewards = (graded * self.reward_weights.to(graded.device)).nansum(1)
+        sums = (graded * self.reward_weights.to(graded.device)).nansum(1)
+        self._rewards = torch.where(graded.isnan().all(1), torch.nan, sums)
         return graded
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -148,6 +150,9 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         scores = [self._scores(self.model, rows) for rows in (own, twin)]
         old, entropy = (torch.cat(x) for x in zip(*scores, strict=True))
         advantages = self._advantages(own["completion_mask"], old, entropy)
+        output = self._without_ungraded(output)
+        for rows in (own, twin):
+            rows["completion_mask"] = output["completion_mask"]
         modes = torch.tensor(self._row_modes, device=old.device)
         modes = torch.cat((modes, torch.where(modes == NORMAL, HIGH_ENTROPY, NORMAL)))
         shared = {"advantages": advantages, "modes": modes, "num_items_in_batch": output["num_items_in_batch"]}
@@ -165,6 +170,13 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
             padding = self._tokenizer.pad_token_id if name == "prompt_ids" else 0
             shared[name] = pad([*own[name], *twin[name]], padding, "left")
         return shared
+
+    def _without_ungraded(self, output: dict[str, Any]) -> dict[str, Any]:
+        """Responses without a reward have no token that trains, as TRL masks those that are cut off."""
+        mask, rank = output["completion_mask"], self.accelerator.process_index
+        graded = ~self._rewards[rank * len(mask) : (rank + 1) * len(mask), None].isnan()
+        mask = mask * graded
+        return output | {"completion_mask": mask, "num_items_in_batch": self.accelerator.gather(mask.sum()).sum()}
 
     def _twin_prompts(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """prompt_ids and prompt_mask (B, L'): the questions of this process under the other mode's prompt."""
@@ -245,8 +257,10 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         rewards = blocks_of(self._rewards, self._rewards, n)
         options = {**self.args.bonus_options, "num_prompts": len(self._rewards) // (2 * n), "num_generations": n}
         options["surprise"] = entropy if self.args.bonus_estimator == "entropy" else None
+        options["graded"] = ~rewards.isnan()
         advantages, _ = dual_mode_advantages(rewards, logprobs, mask, **options)
-        self._log_split(logprobs, entropy, mask != 0, bonus_statistics(rewards, logprobs, mask, **options))
+        statistics = bonus_statistics(rewards, logprobs, mask, **options)
+        self._log_means(means(split_sums(logprobs, entropy, mask != 0, statistics)))
         return torch.cat([x[rank * count : (rank + 1) * count, :length] for x in rows_of(advantages, n)])
 
     def _all_blocks(self, rows: Tensor, count: int) -> Tensor:
@@ -270,25 +284,11 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         }
         asked = [mode for mode in MODES if mode == NORMAL or self._num_generations() % 2 == 0]
         sums = {
-            f"{MODE_NAMES[mode]}/{name}": sum_and_count(value[modes == mode])
+            f"{MODE_NAMES[mode]}/{name}": sum_and_count(value[(modes == mode) & ~value.isnan()])
             for mode in asked
             for name, value in values.items()
         }
         self._log_means(means(sums, self.accelerator))
-
-    def _log_split(self, logprobs: Tensor, entropy: Tensor, mask: Tensor, bonus: BonusStatistics) -> None:
-        """Entropies, both KLs between the modes (k3 estimates over own responses), and what the clamp took away."""
-        logprobs_of, entropy_of, mask_of = (x.chunk(4) for x in (logprobs, entropy, mask))
-        sums: Sums = {}
-        for mode, name in ((HIGH_ENTROPY, "kl_high_normal"), (NORMAL, "kl_normal_high")):
-            # block 3 - k: the same responses under the other prompt
-            kl = k3(logprobs_of[mode], logprobs_of[3 - mode])
-            sums[f"policy_split/{name}"] = sum_and_count(kl[mask_of[mode]])
-            sums[f"{MODE_NAMES[mode]}/entropy"] = sum_and_count(entropy_of[mode][mask_of[mode]])
-        clamped, dead = bonus
-        sums |= {"policy_split/bonus_clamped_frac": sum_and_count(clamped[None])}
-        sums |= {"policy_split/bonus_dead_frac": sum_and_count(dead[None])}
-        self._log_means(means(sums))
 
     def _log_means(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
