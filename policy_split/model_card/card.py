@@ -6,13 +6,12 @@ from pathlib import Path
 from pprint import pformat
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from policy_split.messages import with_system_prompt
 from policy_split.modes import MODE_NAMES, encode_prompt
 from policy_split.run_folder.model_folder import ADAPTER_CONFIG, CARD, MARK, PLOT, SPLIT, is_own_card
-from policy_split.run_folder.record import read_settings
+from policy_split.run_folder.record import as_yaml, read_settings
 from policy_split.storage.whole_folder import replace_text
 
 from .facts import Facts, facts_of_run, hub_name, is_path, public_name
@@ -58,7 +57,7 @@ def card(facts: Facts, tokenizer: Any, *, plot: bool = False, adapter: bool = Fa
         _environment()
         .get_template("README.md.j2")
         .render(
-            head=yaml.safe_dump(_head(facts, adapter), sort_keys=False, allow_unicode=True).rstrip(),
+            head=as_yaml(_head(facts, adapter)).rstrip(),
             mark=MARK, facts=facts, split=split, base=base, base_is_path=is_path(facts.base_model or ""),
             title=(facts.repository or "").rpartition("/")[2] or ", ".join(filter(None, (base, split.algorithm))),
             name=facts.repository or HERE, plot=PLOT if plot else None, split_file=SPLIT, adapter=adapter,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from policy_split.extras import import_extra
 from policy_split.modes import MODE_NAMES
+from policy_split.run_folder.output_dir import CURVES
 
 PANELS = {
     "reward": "mean reward",
@@ -33,10 +34,12 @@ def plot_run(folder: str | Path) -> Path:
         if panel == "kl":
             curves = {label: f"policy_split/{name}" for name, label in KL_NAMES.items()}
         for label, key in curves.items():
-            axes.plot([step["step"] for step in steps], [step[key] for step in steps], label=label, linewidth=1)
+            points = [(step["step"], step[key]) for step in steps if step.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, linewidth=1)
         axes.set(title=title, xlabel="step")
         if axes.get_legend_handles_labels()[1]:  # a run may have none of the numbers
             axes.legend(frameon=False)
-    target = source.with_name("curves.png")
+    target = source.with_name(CURVES)
     figure.savefig(target, dpi=150)
     return target

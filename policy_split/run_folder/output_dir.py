@@ -14,10 +14,11 @@ from .model_folder import holds_model, model_files
 CONFIG, ENVIRONMENT, EVALUATION, FINGERPRINT = "config.yaml", "environment.json", "evaluation.json", "fingerprint.json"
 TRACKER = "policy-split"  # tensorboard's folder
 ROWS = (METRICS, COMPLETIONS, SAMPLES)
-# what else a run or a command writes there; TASK_FILES are those of the built-in task
+# what else a run or a command writes there; CURVES is plot's, TASK_FILES are those of the built-in task
+CURVES = "curves.png"
 TASK_FILES = ("before.json", "countdown.json", "results.json", "table.md")
 TRIES = 100  # of processes that check the same folder at once
-FILES = (CONFIG, "config-*.yaml", ENVIRONMENT, EVALUATION, FINGERPRINT, *TASK_FILES)
+FILES = (CONFIG, "config-*.yaml", ENVIRONMENT, EVALUATION, FINGERPRINT, CURVES, *TASK_FILES)
 
 
 def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:

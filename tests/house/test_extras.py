@@ -51,6 +51,14 @@ def test_plot(run, capsys):
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="the extra plot is not installed")
+def test_plot_of_a_run_with_one_mode_and_without_every_number(tmp_path, capsys):
+    rows = [{"step": 1, "normal/reward": 0.5, "normal/entropy": None}, {"step": 2, "normal/reward": None}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["plot", str(tmp_path)]) == 0
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("math_verify"), reason="the extra math is not installed")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_math_reward():

@@ -19,6 +19,9 @@ from policy_split.modes import encode_prompt
 from policy_split.run_folder.model_folder import MARK
 from policy_split.run_folder.output_dir import remove_earlier_run
 
+LINE_ENDS = ["\x85", "\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x1e", "\r", "\r\n"]
+LINE_ENDS += ["\x00", "\x1b", "\x7f", "\x9f", "\ufeff"]  # and their kin
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -124,6 +127,21 @@ def test_nothing_in_a_prompt_ends_a_block_or_a_cell():
     assert re.search(r"^`````python\n.*explore ````.*?^`````$", text, re.M | re.S)
     assert fenced("a ``` b", "text") == "````text\na ``` b\n````"
     assert code("a|b`c\nd") == "`` a\\|b`c d ``"
+
+
+@pytest.mark.parametrize("name", LINE_ENDS, ids=ascii)
+def test_what_yaml_would_take_for_a_line_end_comes_back(tmp_path, name):
+    """In the head and in policy_split.json; the code asks with the very prompt."""
+    prompt, tags = f"x{name}y", ("policy-split", f"a{name}b")
+    made = Facts(Split(prompt, normal_prompt=f"{name}z"), tags=tags)
+    made.split.write(tmp_path)
+    assert read_split(tmp_path) == made.split
+    (tmp_path / "README.md").write_text(card(made, tiny.tokenizer()), encoding="utf-8")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(text.split("---\n")[1])["tags"] == [*tags]
+    place = {}
+    exec(re.search(r"^prompts = .*?(?=^prompt = )", text, re.M | re.S)[0], place)
+    assert place["prompts"] == {"normal": f"{name}z\n\nYour question", "high-entropy": f"{prompt}\n\nYour question"}
 
 
 def test_numbers_of_an_evaluation_stand_with_their_intervals():

@@ -12,7 +12,7 @@ from policy_split.run_folder.output_dir import check_output_dir, remove_earlier_
 from policy_split.training.trainer import PolicySplitTrainer
 
 OWN = ["metrics.jsonl", "samples.jsonl", "completions.jsonl", "config.yaml", "config-1.yaml", "environment.json"]
-OWN += ["evaluation.json", "results.json", "table.md", "before.json", "countdown.json"]
+OWN += ["evaluation.json", "curves.png", "results.json", "table.md", "before.json", "countdown.json"]
 OWN += ["config.json", "generation_config.json", "model.safetensors", "model-00001-of-00003.safetensors"]
 OWN += ["model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors"]
 OWN += ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja"]
@@ -20,6 +20,7 @@ OWN += ["checkpoints/checkpoint-3/model.safetensors", "checkpoints/unfinished-4/
 OWN += ["policy-split/1234/events.out.tfevents.5.machine", "policy-split/1234/hparams.yml"]
 FOREIGN = ["README.md", "notes.txt", "config.yaml.bak", "my-config.json", "adapter_config.json.old", "rewards.py"]
 FOREIGN += ["model-backup.safetensors", "model-1-of-3.safetensors", "lora/adapter_config.json", "questions.jsonl"]
+FOREIGN += ["my-curves.png", "curves.png.old"]
 FOREIGN += ["checkpoints/mine.txt", "checkpoints/checkpoint-best/model.safetensors", "policy-split/notes.txt"]
 
 
