@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .share_correction import FORMS, share_weights
+
 EPSILON = 1e-6
 ROWS, TOKENS = (0, 3), (0, 3, 4)  # the axes of a group
 OPTIONS: dict[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]] = {
@@ -24,7 +26,8 @@ OPTIONS: dict[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]] =
     "kappa": ((Real, type(None)), lambda x: x is None or 0 < x < inf, "a finite number above 0, or None for no clamp"),
     "clamp": (str, ("paper", "code").__contains__, "'paper' or 'code'"),
     "clamp_floor": (Real, lambda x: 0 <= x < inf, "a finite number of at least 0"),
-    "share_correction": (str, ("none", "truncated").__contains__, "'none' or 'truncated'"),
+    "share_correction": (str, FORMS.__contains__, f"one of {', '.join(map(repr, FORMS))}"),
+    "share_gamma": (Real, lambda x: 0 < x < inf, "a finite number above 0"),
     "normalize": (str, ("zscore", "mean", "none").__contains__, "'zscore', 'mean' or 'none'"),
     "lowest_entropy_mask_ratio": (Real, lambda x: 0 <= x < 1, "a number in [0, 1)"),
     "correctness_mask": (str, ("none", "all_same").__contains__, "'none' or 'all_same'"),
@@ -62,6 +65,7 @@ def dual_mode_advantages(
     clamp: str = "paper",
     clamp_floor: float = 0.0,
     share_correction: str = "none",
+    share_gamma: float = 0.1,
     normalize: str = "zscore",
     lowest_entropy_mask_ratio: float = 0.0,
     correctness_mask: str = "none",
@@ -88,8 +92,8 @@ def dual_mode_advantages(
     correctness = group_advantages(rewards, rated)[..., None]
     b = preference(b, valid, filled_rewards(rewards, rated), normalize, lowest_entropy_mask_ratio, correctness_mask)
     bonus = entropy_bonus(b, correctness, eta, eta_normal, kappa, clamp, clamp_floor)
-    corrected = share_correction == "truncated" and rollout_sharing
-    weights = share_weights(tokens.logprobs) if corrected else 1.0
+    form = share_correction if rollout_sharing else "none"
+    weights = share_weights(form, tokens.logprobs, correctness, share_gamma)
     results = (torch.where(valid, x, 0.0) for x in ((correctness + bonus) * weights, bonus))
     if not rollout_sharing:
         results = (torch.cat((x, torch.zeros_like(x))) for x in results)
@@ -217,12 +221,6 @@ def entropy_bonus(
 def mode_scales(eta: float, eta_normal: float) -> tuple[float, float]:
     """What each mode's bonus is multiplied by, in the modes' order: the normal mode's is subtracted."""
     return 0.0 - eta_normal, eta
-
-
-def share_weights(logprobs: Tensor) -> Tensor:
-    """min(1, pi_receiving(o_t) / pi_writing(o_t)) of borrowed responses, 1 of own ones: (2, 2, P, n, T) -> the same."""
-    weights = (logprobs - logprobs.flip(0, 1)).clamp(max=0.0).exp()
-    return torch.cat((torch.ones_like(weights[:1]), weights[1:]))
 
 
 def _blocks(

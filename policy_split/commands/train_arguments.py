@@ -9,6 +9,7 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from policy_split.config import PolicySplitConfig
+from policy_split.config.presets import PRESETS
 from policy_split.countdown.sizes import SIZES, CountdownSize, find_size, load_size
 from policy_split.data.datasets import DATASET_HELP
 from policy_split.rewards.loading import REWARD_HELP
@@ -24,7 +25,7 @@ With --model, --dataset and --reward: any causal language model of transformers,
 `prompt` column. A task of reasoning-gym is a dataset with its own reward:
 --dataset 'reasoning-gym:countdown?size=2000&seed=0&min_numbers=3'.
 With --resume alone: the run in output_dir goes on with all that it was started with. Flags win over --config,
-and --config over what the run was started with."""
+and --config over --paper or --recommended and over what the run was started with."""
 COUNTDOWN = "runs/countdown"
 
 
@@ -53,6 +54,10 @@ def parse(arguments: list[str]) -> Asked:
         chosen.reward = [chosen.reward]
     size = _size(chosen, given)
     defaults = {name: value for name, value in given.items() if name not in SOURCES}
+    if chosen.preset:
+        if chosen.resume is not None:
+            raise ValueError(f"--{chosen.preset} is of a run that begins; one that goes on keeps its settings")
+        defaults = PRESETS[chosen.preset] | defaults
     if size is not None:
         defaults = {**size.settings, "output_dir": free_folder(COUNTDOWN), **defaults}
     parser.set_defaults(**defaults)
@@ -68,6 +73,11 @@ def _own_arguments() -> argparse.ArgumentParser:
     own.add_argument("--eval_dataset", "--eval-dataset", help="The same for evaluation; reasoning-gym makes others.")
     own.add_argument("--reward", action="append", help=REWARD_HELP)
     own.add_argument("--size", choices=SIZES, help="Of the built-in task, from a minute to an hour on a GPU (small).")
+    presets = own.add_mutually_exclusive_group()
+    for name, said in (("recommended", "found better by a study; so far those of the paper"), ("paper", "the paper's")):
+        presets.add_argument(
+            f"--{name}", action="store_const", const=name, dest="preset", help=f"The method's settings: {said}."
+        )
     own.add_argument("--config", metavar="FILE", help="YAML with any of these by name, such as a run's config.yaml.")
     own.add_argument(
         "--resume", nargs="?", const="", metavar="RUN",

@@ -20,6 +20,10 @@ def check_together(config: "PolicySplitConfig") -> None:
             f"algorithm={config.algorithm!r} has one mode: regularizer='loss', bonus_estimator='exact' and "
             f"log_exact_kl compare two"
         )
+    if config.target_kl is not None and not config.chosen_algorithm.dual_mode:
+        raise ValueError(f"target_kl={config.target_kl} is of two modes; algorithm={config.algorithm!r} has one")
+    if config.target_kl is not None and config.eta == 0:
+        raise ValueError(f"target_kl={config.target_kl} multiplies eta, and nothing comes of eta=0: give its start")
     if config.share_prompts and config.packed_batches:
         raise ValueError("share_prompts=True and packed_batches=True are two layouts of one batch; choose one")
     if config.score_with_update == "on" and config.scored_apart_because:

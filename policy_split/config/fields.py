@@ -19,6 +19,7 @@ BONUS_OPTIONS = (
     "clamp",
     "clamp_floor",
     "share_correction",
+    "share_gamma",
     "normalize",
     "lowest_entropy_mask_ratio",
     "correctness_mask",
@@ -100,6 +101,11 @@ class PolicySplitConfig:
         -1, "Steps; one is a rollout and its updates. Above 0 it takes the place of num_train_epochs."
     )
     num_train_epochs: float = free(1.0, "Passes over the questions.")
+    fresh_questions: bool = fixed(
+        False,
+        "No question comes again before every different one has come; rows of one prompt are one question. The "
+        "built-in task then makes different problems only, the order of their numbers aside.",
+    )
     prompts_per_step: int = fixed(8, "Questions per step (P), over all processes.")
     num_generations: int = fixed(
         8, "Responses per question AND mode (n): a question costs 2n responses, 4n rows of training."
@@ -143,9 +149,17 @@ class PolicySplitConfig:
     kappa: float | None = fixed(2.0, "The bonus is clamped to |advantage| / kappa; inf: no clamp.")
     clamp: str = fixed("paper", "paper: eta * clip(B, bound); code: clip(eta * B, bound), as the authors released.")
     clamp_floor: float = fixed(0.0, "The bound is max(|advantage|, clamp_floor) / kappa.")
-    share_correction: str = fixed(
-        "none", "none, or truncated: borrowed responses weigh min(1, pi_receiving / pi_writing)."
+    target_kl: float | None = fixed(
+        None,
+        "KL(high-entropy || normal) in nats per token, 0.2 in the paper, at which a controller holds the modes by "
+        "moving eta, which is then its start. Not given: eta stays.",
     )
+    share_correction: str = fixed(
+        "none",
+        "What a token of a borrowed response weighs, of x = pi_receiving / pi_writing: none: 1; truncated: min(1, x); "
+        "positive: 1 if the response has a positive advantage, else min(1, x); shaped: x / (x + share_gamma).",
+    )
+    share_gamma: float = fixed(0.1, "The gamma of share_correction='shaped'.")
     normalize: str = fixed("zscore", "Of the bonus over its group: zscore, mean or none.")
     lowest_entropy_mask_ratio: float = fixed(0.0, "Only tokens from this quantile of their group's bonus on get one.")
     correctness_mask: str = fixed("none", "none, or all_same: a bonus only in groups whose rewards are all equal.")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from policy_split.algorithms.share_correction import FORMS
 from policy_split.messages import PLACES
 
 if TYPE_CHECKING:
@@ -103,7 +104,10 @@ RULES: dict[str, Rule] = {
     "kappa": (lambda x: x is None or x > 0, "above 0; inf or None for no clamp"),
     "clamp": _one_of("paper", "code"),
     "clamp_floor": NOT_NEGATIVE,
-    "share_correction": _one_of("none", "truncated"),
+    "share_correction": _one_of(*FORMS),
+    "share_gamma": POSITIVE,
+    "target_kl": _or_none(POSITIVE),
+    "fresh_questions": BOOLEAN,
     "normalize": _one_of("zscore", "mean", "none"),
     "lowest_entropy_mask_ratio": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
     "correctness_mask": _one_of("none", "all_same"),

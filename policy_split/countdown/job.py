@@ -50,7 +50,7 @@ def run_countdown(
     starts_over = resume and stopped_before_first(output)
     resume, overwrite = resume and not starts_over, config.overwrite_output_dir or starts_over
     check_output_dir(output, resume=resume, overwrite=overwrite)  # before what takes minutes
-    train = size.task.dataset(size.train_questions, seed=config.seed)
+    train = size.training_questions(config.seed, fresh=config.fresh_questions)
     held_out = size.task.dataset(size.held_out_questions, seed=config.seed, split="held_out")
     trainer = PolicySplitTrainer(model, tokenizer, countdown_reward, train, replace(config, overwrite_output_dir=False))
     choose_threads(trainer)

@@ -6,15 +6,17 @@ eta, and the share correction, without which the modes drift apart and the norma
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from policy_split.storage.whole_folder import replace_text
 
 from .model import HIGH_ENTROPY_PROMPT, countdown_model, countdown_tokenizer
+from .pool import pool_of
 from .problems import Countdown
 
 FILE = "countdown.json"
@@ -59,6 +61,13 @@ class CountdownSize:
         # an answer of n numbers has 2n - 1 tokens and its end
         return {**SETTINGS, "max_completion_length": 2 * self.task.numbers, **self.own_settings}
 
+    def training_questions(self, seed: int, *, fresh: bool) -> Dataset:
+        """Those of a training; fresh: different problems only, all of the split where it has fewer."""
+        task, count = self.task, self.train_questions
+        if fresh and not task.each_once:
+            task, count = replace(task, each_once=True), min(count, pool_of(task).problems["train"])
+        return task.dataset(count, seed=seed)
+
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return countdown_tokenizer(max(100, self.task.largest, self.task.largest_target))
 
@@ -93,7 +102,7 @@ SIZES: dict[str, CountdownSize] = {
         train_questions=50000,
         warm_start_examples=30000,
         warm_start_steps=900,
-        own_settings={"max_steps": 1500, "learning_rate": 3e-4},
+        own_settings={"max_steps": 1500, "learning_rate": 3e-4, "fresh_questions": True},
     ),
     "medium": CountdownSize(
         Countdown(numbers=4, largest=12, largest_target=40),

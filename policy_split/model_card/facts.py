@@ -15,10 +15,10 @@ from policy_split.run_folder.output_dir import EVALUATION
 from .split import Split
 
 SHOWN = (
-    "algorithm", "algorithm_settings", "alpha", "eta", "eta_high", "eta_normal", "kappa", "clamp", "share_correction",
-    "normalize", "rollout_sharing", "bonus_estimator", "regularizer", "beta", "epsilon", "loss_type", "learning_rate",
-    "lr_scheduler_type", "prompts_per_step", "num_generations", "num_iterations", "temperature",
-    "max_completion_length", "seed",
+    "algorithm", "algorithm_settings", "alpha", "eta", "eta_high", "eta_normal", "kappa", "clamp", "target_kl",
+    "share_correction", "normalize", "rollout_sharing", "bonus_estimator", "regularizer", "beta", "epsilon",
+    "loss_type", "learning_rate", "lr_scheduler_type", "prompts_per_step", "num_generations", "num_iterations",
+    "temperature", "max_completion_length", "seed",
 )  # fmt: skip
 MEASURES = {
     "reward": "reward",

@@ -99,7 +99,7 @@ def logged_sums(context: RewardContext, accelerator: Accelerator, taken: Sums) -
     """What reward functions gave to log_metric, in all processes; ValueError for the name of a metric of ours."""
     names = sorted(set(gather_object(list(context.metrics))) if accelerator.num_processes > 1 else context.metrics)
     for name in names:
-        if name in taken or name in ("step", "epoch", "learning_rate", "num_tokens", "step_time"):
+        if name in taken or name in ("step", "epoch", "learning_rate", "num_tokens", "step_time", "policy_split/eta"):
             raise ValueError(f"log_metric({name!r}, ...): the trainer has a metric of that name; give it another")
     device = accelerator.device
     return {name: sum_and_count(torch.tensor(context.metrics.get(name, []), device=device)) for name in names}

@@ -26,6 +26,8 @@ class Progress:
     num_tokens: int = 0  # generated so far, over all processes
     skipped: int = 0  # optimizer steps skipped in a row
     entropy_coef: float = 0.0  # where the algorithm adapts it
+    eta: float = 0.0  # of the next step where target_kl moves it; 0: before the first
+    kl: float = 0.0  # of the last step, there
 
     def state_dict(self) -> dict[str, float]:
         return dict(vars(self))

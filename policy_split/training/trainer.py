@@ -24,7 +24,8 @@ import torch
 from transformers import PreTrainedModel, TrainerState, get_scheduler
 
 from policy_split.config import PolicySplitConfig
-from policy_split.data.datasets import Data, as_prompts, check_apart, longest_prompt, question_indices
+from policy_split.data.datasets import Data, as_prompts, check_apart, longest_prompt
+from policy_split.data.order import QuestionOrder
 from policy_split.data.reasoning_gym import own_reward
 from policy_split.evaluation.evaluate import evaluate_policy, plain_text
 from policy_split.evaluation.question_scores import Key
@@ -48,6 +49,7 @@ from policy_split.run_folder.runlog import shows_samples
 
 from .baseline_step import BaselineTokens
 from .card_facts import card_writer
+from .controls import Controls
 from .dual_step import DualTokens
 from .first_pass import FirstPass, scores_with_update
 from .reference import frozen_copy, frozen_reference, reference_logprobs
@@ -89,6 +91,7 @@ class PolicySplitTrainer:
                 f"{self.accelerator.num_processes} processes"
             )
         self.train_dataset = as_prompts(train_dataset, "train_dataset")
+        self.order = QuestionOrder(self.train_dataset, config.fresh_questions)
         self.eval_dataset = None if eval_dataset is None else as_prompts(eval_dataset, "eval_dataset", held_out=True)
         if self.eval_dataset is not None:
             check_apart(self.train_dataset, self.eval_dataset)
@@ -136,6 +139,7 @@ class PolicySplitTrainer:
         # stepped once per step and in every process alike: not through accelerate, which steps it once per process
         self.schedule = get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, self.max_steps)
         self.progress = Progress()
+        self.controls = Controls(config, self.progress, self.accelerator)
         self.update = PolicyUpdate(self.accelerator, self.policy, self.optimizer, config, self.progress)
         parts = (unwrapped, self.tokenizer, optimizer, self.schedule, self.progress)
         self.state = RunState(self.accelerator, *parts, config.seed)
@@ -177,7 +181,8 @@ class PolicySplitTrainer:
 
     def step(self) -> tuple[dict[str, float], Rollout]:
         """One step: rollout, rewards, sharing, old log-probs, advantages, updates: (metrics, rollout)."""
-        started, config = time.perf_counter(), self.config
+        started = time.perf_counter()
+        config = self.update.config = self.controls.of_step()
         rollout = self.sample()
         self.policy.bare.eval()
         batches = optimizer_batches(rollout, config, seed_of(config.seed, "rows", self.progress.step))
@@ -187,7 +192,7 @@ class PolicySplitTrainer:
         ref_logprobs = None
         if self.reference is not None:
             ref_logprobs = reference_logprobs(self.reference, self.policy, rollout, config)
-        self._adapt_entropy(rollout)
+        self.update.entropy_coef = self.controls.entropy_coef(rollout)
         tokens.fill(plan.measured if plan.together else [*plan.live, *plan.measured])
         first = None
         if plan.together:
@@ -217,6 +222,7 @@ class PolicySplitTrainer:
         metrics: dict[str, float] = {"step": self.progress.step}
         metrics["epoch"] = self.progress.step * config.prompts_per_step / len(self.train_dataset)
         metrics |= means(sums, self.accelerator)
+        metrics |= self.controls.finished(metrics, config)
         metrics |= {"learning_rate": learning_rate, "num_tokens": self.progress.num_tokens}
         return metrics | {"step_time": time.perf_counter() - started}, rollout
 
@@ -231,7 +237,7 @@ class PolicySplitTrainer:
         """This process's share of the step's questions, answered: a function of (weights, seed, step, process)."""
         config, rank, world = self.config, self.accelerator.process_index, self.accelerator.num_processes
         step = self.progress.step
-        indices = question_indices(len(self.train_dataset), config.seed, step, config.prompts_per_step)
+        indices = self.order.rows(config.seed, step, config.prompts_per_step)
         questions = [self.train_dataset[index] for index in indices[rank::world]]
         seed = seed_of(config.seed, "rollout", step, rank)
         more: dict[str, Any] = {"num_generations": config.num_generations, "seed": seed}
@@ -242,7 +248,7 @@ class PolicySplitTrainer:
     def tokens(self, rollout: Rollout) -> DualTokens | BaselineTokens:
         """What the rollout's tokens train on: the advantages of both modes, or those of a baseline."""
         if self.config.chosen_algorithm.dual_mode:
-            return DualTokens(rollout, self.config)
+            return DualTokens(rollout, self.update.config)
         seed = seed_of(self.config.seed, "baseline", self.progress.step, self.accelerator.process_index)
         return BaselineTokens(rollout, self.config.chosen_algorithm, seed)
 
@@ -259,17 +265,6 @@ class PolicySplitTrainer:
             show_first=shows_samples(config, step),
             seed=seed_of(config.seed, "measured", step, self.accelerator.process_index),
         )
-
-    def _adapt_entropy(self, rollout: Rollout) -> None:
-        """The coefficient of the entropy term, where the algorithm moves it by the entropy of the rollout."""
-        algorithm, progress = self.config.chosen_algorithm, self.progress
-        if algorithm.entropy_control is None:
-            return
-        entropy = means(rollout_sums(rollout), self.accelerator)["normal/entropy"]
-        control = algorithm.entropy_control(algorithm.settings)
-        control.load_state_dict({"coefficient": progress.entropy_coef})
-        self.update.entropy_coef = control.update(entropy)
-        progress.entropy_coef = control.coefficient
 
     def evaluate(
         self, dataset: Any = None, num_samples: int | None = None, *, key: Key = plain_text, correct_reward: float = 1.0

@@ -33,7 +33,12 @@ BAD_OPTIONS = [
     ("clamp", None, TypeError, "clamp"),
     ("clamp_floor", -1.0, ValueError, "clamp_floor must be a finite number of at least 0, got -1.0"),
     ("clamp_floor", math.nan, ValueError, "clamp_floor"),
-    ("share_correction", "clipped", ValueError, "share_correction must be 'none' or 'truncated', got 'clipped'"),
+    (
+        "share_correction",
+        "clipped",
+        ValueError,
+        "share_correction must be one of 'none', 'truncated', 'positive', 'sha",
+    ),
     ("normalize", "z", ValueError, "normalize must be 'zscore', 'mean' or 'none', got 'z'"),
     ("normalize", None, TypeError, "normalize"),
     ("lowest_entropy_mask_ratio", 1.0, ValueError, r"lowest_entropy_mask_ratio must be a number in \[0, 1\), got 1.0"),

@@ -32,7 +32,19 @@ def oracle_normalise(values: list[float], how: str) -> list[float]:
 
 
 def oracle(
-    x: Batch, *, alpha, eta, eta_normal, kappa, clamp, clamp_floor, share_correction, normalize, ratio, correctness_mask
+    x: Batch,
+    *,
+    alpha,
+    eta,
+    eta_normal,
+    kappa,
+    clamp,
+    clamp_floor,
+    share_correction,
+    share_gamma,
+    normalize,
+    ratio,
+    correctness_mask,
 ) -> tuple[Tensor, Tensor]:
     """The definition, one token at a time."""
     prompts, n = x.sizes["num_prompts"], x.sizes["num_generations"]
@@ -65,8 +77,12 @@ def oracle(
             else:
                 bonus[row, t] = max(-bound, min(bound, scale * value))
             weight = 1.0
-            if share_correction == "truncated" and places[k][0] != mode:
-                weight = min(1.0, math.exp(x.logprobs[row, t].item() - x.logprobs[twin[places[k]], t].item()))
+            if share_correction != "none" and places[k][0] != mode:
+                likelier = math.exp(x.logprobs[row, t].item() - x.logprobs[twin[places[k]], t].item())
+                if share_correction == "shaped":
+                    weight = likelier / (likelier + share_gamma)
+                elif share_correction == "truncated" or a <= 0:
+                    weight = min(1.0, likelier)
             advantages[row, t] = weight * (a + bonus[row, t].item())
     return advantages, bonus
 
@@ -78,7 +94,8 @@ OPTION_VALUES = {
     "kappa": [None, 0.5, 2.0],
     "clamp": ["paper", "code"],
     "clamp_floor": [0.0, 0.7],
-    "share_correction": ["none", "truncated"],
+    "share_correction": ["none", "truncated", "positive", "shaped"],
+    "share_gamma": [0.1, 2.0],
     "normalize": ["zscore", "mean", "none"],
     "lowest_entropy_mask_ratio": [0.0, 0.3, 0.5, 0.99],
     "correctness_mask": ["none", "all_same"],

@@ -1,6 +1,7 @@
 """Different problems: what the splits hold, what a training asks, and the command that prints both."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -65,3 +66,11 @@ def test_the_command_prints_the_counts(capsys):
         *("3,000", str(different(SIZES["minute"].task.problems(3000, seed=1)))),
     ]
     assert [cell.strip() for cell in title.strip("|").split("|")][3:6] == ["train", "held out", "test"]
+
+
+def test_fresh_questions_are_different_problems_as_far_as_the_pool_reaches():
+    size = replace(SIZES["minute"], train_questions=300)
+    rows = size.training_questions(1, fresh=True)
+    assert len({(tuple(sorted(row["numbers"])), row["target"]) for row in rows}) == len(rows) == 300
+    assert size.training_questions(1, fresh=False)["prompt"] == size.task.dataset(300, seed=1)["prompt"]
+    assert len(replace(size, train_questions=3000).training_questions(1, fresh=True)) == 754  # all that there are

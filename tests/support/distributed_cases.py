@@ -23,7 +23,7 @@ CASES = {
     "tied, checkpointing": {"tied": True, "gradient_checkpointing": True, "mask_truncated_completions": True},
     "few advantages": {"sparse": True, "per_device_train_batch_size": 2, "max_steps": 2},
     "baseline": {"algorithm": "adaptive_entropy", "loss_type": "dr_grpo", "per_device_train_batch_size": 2},
-    "first pass": {"score_with_update": "on", "per_device_train_batch_size": 12, "max_steps": 2},
+    "first pass": {"score_with_update": "on", "per_device_train_batch_size": 12, "target_kl": 0.05},
     "few advantages, first pass": {"sparse": True, "score_with_update": "on", "max_steps": 2},
     SHARED: {"score_with_update": "on", "share_prompts": True, "per_device_train_batch_size": 12, "max_steps": 2},
     "exact bonus": {"bonus_estimator": "exact", "eta": 0.3, "packed_batches": True, "max_steps": 2},

@@ -37,8 +37,11 @@ class PolicySplitGRPOConfig(GRPOConfig):
     clamp: str = _option("paper", "paper: eta * clip(B, bound); code: clip(eta * B, bound), as the authors released.")
     clamp_floor: float = _option(0.0, "The bound is max(|advantage|, clamp_floor) / kappa.")
     share_correction: str = _option(
-        "none", "none, or truncated: borrowed responses weigh min(1, pi_receiving / pi_writing)."
+        "none",
+        "What a token of a borrowed response weighs, of x = pi_receiving / pi_writing: none: 1; truncated: min(1, x); "
+        "positive: 1 if the response has a positive advantage, else min(1, x); shaped: x / (x + share_gamma).",
     )
+    share_gamma: float = _option(0.1, "The gamma of share_correction='shaped'.")
     normalize: str = _option("zscore", "Of the bonus over its group: zscore, mean or none.")
     lowest_entropy_mask_ratio: float = _option(0.0, "Only tokens from this quantile of their group's bonus on get one.")
     correctness_mask: str = _option("none", "none, or all_same: a bonus only in groups whose rewards are all equal.")
