@@ -16,6 +16,7 @@ EXTRAS = {
     "trackio": "trackers",
     "trl": "trl",
     "verl": "verl",
+    "vllm": "vllm",
 }
 
 

@@ -1,6 +1,6 @@
 """Which settings exclude each other or ask for each other."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .fields import PolicySplitConfig
@@ -9,6 +9,13 @@ if TYPE_CHECKING:
 # with their defaults
 ADAPTER = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_modules": None}
 ADAPTER |= {"lora_modules_to_save": None, "use_rslora": False, "use_dora": False}
+VLLM: dict[str, Any] = {
+    "vllm_gpu_memory_utilization": 0.3,
+    "vllm_max_model_length": None,
+    "vllm_enable_sleep_mode": False,
+}
+VLLM |= {"vllm_model_impl": "auto", "vllm_importance_sampling_correction": False}
+VLLM |= {"vllm_importance_sampling_clip_max": 3.0}
 
 
 def check_together(config: "PolicySplitConfig") -> None:
@@ -38,10 +45,21 @@ def check_together(config: "PolicySplitConfig") -> None:
         raise ValueError(f"delta bounds the clipped loss; algorithm={config.algorithm!r} has a loss of its own")
     if config.high_entropy_prompt == (config.normal_prompt or ""):
         raise ValueError("high_entropy_prompt and normal_prompt must differ: they are all that tells the modes apart")
-    meaningless = [name for name in ADAPTER if not config.use_peft and getattr(config, name) != ADAPTER[name]]
-    if meaningless:
-        given = ", ".join(f"{name}={getattr(config, name)!r}" for name in meaningless)
-        raise ValueError(f"{given} is of an adapter that use_peft=True makes; without it there is none")
+    _check_meaningful(config, ADAPTER, config.use_peft, "an adapter that use_peft=True makes; without it there is none")
+    used = config.rollout_engine == "vllm"
+    _check_meaningful(config, VLLM, used, "rollout_engine='vllm'; transformers generates without it")
+    if config.vllm_importance_sampling_clip_max != 3.0 and not config.vllm_importance_sampling_correction:
+        raise ValueError(
+            f"vllm_importance_sampling_clip_max={config.vllm_importance_sampling_clip_max} bounds weights that there "
+            f"are with vllm_importance_sampling_correction=True alone"
+        )
+
+
+def _check_meaningful(config: "PolicySplitConfig", defaults: dict[str, Any], used: bool, of: str) -> None:
+    """ValueError for settings of something that is not used."""
+    given = [f"{name}={getattr(config, name)!r}" for name in defaults if getattr(config, name) != defaults[name]]
+    if given and not used:
+        raise ValueError(f"{', '.join(given)} is of {of}")
 
 
 def scored_apart_because(config: "PolicySplitConfig") -> str | None:
@@ -52,6 +70,8 @@ def scored_apart_because(config: "PolicySplitConfig") -> str | None:
     if not algorithm.dual_mode:
         if config.mask_truncated_completions:
             return "mask_truncated_completions=True measures tokens that do not train"
+        if config.vllm_importance_sampling_correction:
+            return "vllm_importance_sampling_correction=True weighs advantages by the scores"
         return f"algorithm={config.algorithm!r} has to know the scores of all first" if algorithm.reads_scores else None
     if not config.rollout_sharing:
         return "rollout_sharing=False scores rows that do not train"

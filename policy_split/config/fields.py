@@ -116,7 +116,22 @@ class PolicySplitConfig:
     gradient_accumulation_steps: int | None = product(
         None, "Micro-batches per optimizer step. Not given: the whole rollout, 4*P*n rows, in one step."
     )
-    per_device_generation_batch_size: int | None = free(None, "Responses per generate call. Not given: all at once.")
+    per_device_generation_batch_size: int | None = free(
+        None, "Responses that are generated at once. Not given: all of them, or as many as vLLM's own default."
+    )
+    rollout_engine: str = free(
+        "transformers", "What draws responses: transformers (generate), or vllm in this process; seeds are its own."
+    )
+    vllm_gpu_memory_utilization: float = free(0.3, "Share of the GPU's memory (without a GPU, of the machine's).")
+    vllm_max_model_length: int | None = free(
+        None, "Tokens of a prompt and its response. Not given: the longest prompt and max_completion_length."
+    )
+    vllm_enable_sleep_mode: bool = free(False, "vLLM gives its memory back during the updates; on GPUs.")
+    vllm_model_impl: str = free("auto", "Whose model code vLLM runs: vllm, transformers, or auto.")
+    vllm_importance_sampling_correction: bool = fixed(
+        False, "Advantages of a token weigh min(vllm_importance_sampling_clip_max, pi / pi of the engine that drew it)."
+    )
+    vllm_importance_sampling_clip_max: float = fixed(3.0, "Bound of these weights.")
     num_iterations: int = fixed(1, "Passes of clipped updates over each rollout.")
 
     max_prompt_length: int | None = free(

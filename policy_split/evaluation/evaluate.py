@@ -17,6 +17,7 @@ from policy_split.models.policy import Policy, check_fit
 from policy_split.modes import MODE_NAMES, MODES
 from policy_split.rewards.functions import as_reward_functions, check_columns
 from policy_split.rewards.loading import RewardFunction
+from policy_split.rollouts.engine import RolloutEngine
 from policy_split.rollouts.metrics import Sums, add_sums, means, rollout_sums, sum_and_count
 from policy_split.rollouts.rollout import Rollout, make_rollout, score_rollout
 from policy_split.rollouts.sampling import seed_of
@@ -125,14 +126,16 @@ def evaluate_policy(
     seed: int = 0,
     accelerator: Accelerator | None = None,
     state: TrainerState | None = None,
+    engine: RolloutEngine | None = None,
 ) -> dict[str, Any]:
     """`evaluate_modes` without its checks; every process takes its share of the questions.
 
-    state: the trainer_state of reward functions.
+    state: the trainer_state of reward functions. engine: what draws, with the policy's weights; None: the policy.
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     sums: Sums = {}
-    for counts, rollout in _rollouts(policy, dataset, functions, config, num_samples, seed, rank, world, state):
+    shares = (rank, world, state, engine)
+    for counts, rollout in _rollouts(policy, dataset, functions, config, num_samples, seed, *shares):
         own = rollout_sums(rollout) | _correctness(rollout, key, correct_reward)
         if counts:
             sums = add_sums(sums, own)
@@ -216,6 +219,7 @@ def _rollouts(
     rank: int = 0,
     world: int = 1,
     state: TrainerState | None = None,
+    engine: RolloutEngine | None = None,
 ) -> Iterator[tuple[bool, Rollout]]:
     """Scored rollouts of this process's questions, config.prompts_per_step at a time, and whether each counts."""
     if num_samples < 1:
@@ -229,7 +233,7 @@ def _rollouts(
         questions = [dataset[row] for row in mine]
         draw = seed_of(config.seed, "evaluation", seed, mine[0])
         arguments = (policy, questions, functions, config)
-        rollout = make_rollout(*arguments, num_generations=num_samples, seed=draw, state=state)
+        rollout = make_rollout(*arguments, num_generations=num_samples, seed=draw, state=state, engine=engine)
         score_rollout(policy, rollout, config)
         if not bar.disable:
             latest = means(rollout_sums(rollout))

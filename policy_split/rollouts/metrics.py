@@ -27,6 +27,8 @@ def rollout_sums(rollout: Rollout) -> Sums:
     A mode that wrote nothing has none, and there is no KL where the responses are not shared. Rows that were not scored
     have 0 in the rollout's score_weight, and others stand for them: entropies and KLs are then unbiased estimates.
 
+    Of responses that an engine drew, sampling/logp_difference is the mean of |log pi - log pi of the engine|, nats.
+
     The KLs are k3 estimates over the sampled tokens and, where the rollout has its divergence, the exact ones at the
     same positions (`exact_kl_...`): their mean over the first-named mode's own tokens, nats.
     """
@@ -58,6 +60,10 @@ def rollout_sums(rollout: Rollout) -> Sums:
             "completions/clipped_ratio": truncated,
         }
         sums |= {f"{MODE_NAMES[mode]}/{name}": sum_and_count(value) for name, value in values.items()}
+    if rollout.sampler_logprobs is not None:  # the first two blocks are under the prompts that wrote them
+        own, wrote = (table[: len(rollout.sampler_logprobs)] for table in (logprobs, rollout.mask))
+        difference = torch.cat(weights[:2]) * (own - rollout.sampler_logprobs).abs()
+        sums["sampling/logp_difference"] = sum_and_count(difference[wrote])
     for name, mode in (("kl_high_normal", HIGH_ENTROPY), ("kl_normal_high", NORMAL)) if rollout.shared else ():
         # block 3 - k holds the responses of block k under the other prompt
         kl = weights[mode] * k3(blocks["logprobs"][mode], blocks["logprobs"][3 - mode])

@@ -22,9 +22,10 @@ from policy_split_kernels.divergence import mode_divergence
 from policy_split_kernels.linear import linear_logprobs_and_entropy
 from policy_split_kernels.logprobs import logprobs_and_entropy
 
+from .engine import RolloutEngine, draw
 from .grading import Grades, grade
 from .micro_batches import micro_batches
-from .sampling import left_padded, sample, seeded, until_end
+from .sampling import left_padded, until_end
 
 # (mode of the prompt, half of the responses): the first block of each half is that of the prompt that wrote it.
 # Each mode writes a half, and both halves are scored under both prompts: the order that dual_mode_advantages expects.
@@ -59,6 +60,7 @@ class Rollout:
     rewards: Tensor  # (4*P*n,) NaN where no reward function had one
     texts: list[str]  # (2*P*n,) decoded for the rewards and for people; nothing is computed from them
     logprobs: Tensor | None = None  # (4*P*n, T) nats, filled by `score_rollout`
+    sampler_logprobs: Tensor | None = None  # (2*P*n, T) nats, of the engine that drew the responses; None: the model
     entropy: Tensor | None = None  # (4*P*n, T) nats, filled by `score_rollout`
     divergence: Tensor | None = None  # (4*P*n, T) nats, KL(own mode || other mode), filled if config.exact_kl
     graded: Tensor | None = None  # (4*P*n,) bool: which rows have a reward, and so train; None: all
@@ -134,6 +136,7 @@ def make_rollout(
     seed: int,
     blocks: tuple[tuple[int, int], ...] = BLOCKS,
     state: TrainerState | None = None,  # of reward functions
+    engine: RolloutEngine | None = None,  # with the policy's weights; None: the policy itself draws
 ) -> Rollout:
     """Draw `num_generations` responses of each half to each question, grade each once, and lay out the blocks.
 
@@ -142,13 +145,15 @@ def make_rollout(
     """
     prompts = [encode_modes(policy.tokenizer, q["prompt"], config, f"prompt {q['prompt']!r}") for q in questions]
     written = [prompt[blocks[half][0]] for half in (0, 1) for prompt in prompts]  # (2*P,)
-    with seeded(seed, policy.device):
-        completions = sample(policy, [ids for ids in written for _ in range(num_generations)], config)
+    asked = [ids for ids in written for _ in range(num_generations)]
+    completions, sampler_logprobs = draw(policy, asked, config, seed, engine)
     completion_ids, lengths, truncated = until_end(completions, policy)
     ids = [row[:length] for row, length in zip(completion_ids.tolist(), lengths, strict=True)]
     graded = grade(policy.tokenizer, questions, ids, functions, config, state)
     by_mode = [prompt[mode] for mode in MODES for prompt in prompts]
-    return _laid_out(policy, by_mode, completion_ids, lengths, truncated, graded, blocks, config)
+    made = _laid_out(policy, by_mode, completion_ids, lengths, truncated, graded, blocks, config)
+    made.sampler_logprobs = sampler_logprobs
+    return made
 
 
 def score_rollout(

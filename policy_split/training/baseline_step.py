@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from policy_split.algorithms.table import Algorithm, LossVectors, Samples, TrainingTokens, token_loss, training_tokens
+from policy_split.config import PolicySplitConfig
 from policy_split.rollouts.metrics import Sums, k3
 from policy_split.rollouts.rollout import Rollout
+
+from .sampler_correction import sampler_weights
 
 TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -17,8 +20,9 @@ class BaselineTokens:
 
     advantages_of = None  # known before the first update
 
-    def __init__(self, rollout: Rollout, algorithm: Algorithm, seed: int):
-        self.rollout, self.algorithm, self.seed = rollout, algorithm, seed
+    def __init__(self, rollout: Rollout, config: PolicySplitConfig, seed: int):
+        self.rollout, self.config, self.seed = rollout, config, seed
+        self.algorithm = algorithm = config.chosen_algorithm
         self.needs_every_score = algorithm.reads_scores
         self.advantages = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
         self.chosen: Tensor | None = None  # (2*P*n, T) bool: the tokens that the loss treats differently
@@ -37,7 +41,8 @@ class BaselineTokens:
     def fill(self, questions: Sequence[int]) -> None:
         """Advantages of all tokens, and those that train: the others leave the rollout's train_mask."""
         tokens = baseline_tokens(self.algorithm, self.rollout, self.seed)
-        self.advantages, self.chosen = tokens.advantages, tokens.chosen
+        self.advantages = tokens.advantages * sampler_weights(self.rollout, self.config)
+        self.chosen = tokens.chosen
         self.rollout.train_mask = tokens.mask
 
     def sums(self) -> Sums:

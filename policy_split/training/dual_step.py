@@ -10,6 +10,8 @@ from policy_split.rollouts.metrics import Sums, bonus_sums, grouped_rewards
 from policy_split.rollouts.questions import rows_of_questions
 from policy_split.rollouts.rollout import Rollout
 
+from .sampler_correction import sampler_weights
+
 
 class DualTokens:
     """Advantages (4*P*n, T) of a rollout, 0 until `fill` has been called for a row's question; with regularizer="loss"
@@ -49,6 +51,7 @@ class DualTokens:
         arguments = (rollout.rewards[rows], logprobs[rows], rollout.train_mask[rows])
         advantages, bonus = dual_mode_advantages(*arguments, **options)
         _, free = dual_mode_advantages(*arguments, **options | {"kappa": None})
+        advantages = advantages * sampler_weights(rollout, config)[rows]
         for name, values in (("advantages", advantages), ("bonus", bonus), ("free", free)):
             table = getattr(self, name).to(values.dtype)  # float64 models keep their precision
             table[rows] = values

@@ -1,6 +1,7 @@
 """A run: a trainer's steps to the last one, what is written after each, and what is kept when one stops or fails."""
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ class Run:
             steps_bar(self.progress.step, trainer.max_steps, disable) as bar,
             StopRequest() as stop,
             foreign_calls_by(stop.call),
+            closing(trainer.sampler),
         ):
             while self.progress.step < trainer.max_steps:
                 metrics, rollout = self._finished_step(log, stop)

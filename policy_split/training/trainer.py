@@ -31,13 +31,13 @@ from policy_split.evaluation.evaluate import evaluate_policy, plain_text
 from policy_split.evaluation.question_scores import Key
 from policy_split.models.adapters import add_adapter, check_adapter, is_adapted, merged
 from policy_split.models.policy import Policy, check_fit, enable_checkpointing, fuse_lm_head, load_model, load_tokenizer
-from policy_split.models.sharding import gathered
 from policy_split.progress import track
 from policy_split.rewards.calls import reward_name
 from policy_split.rewards.functions import as_reward_functions, check_columns
 from policy_split.rollouts.metrics import Sums, add_sums, logged_sums, means, rollout_sums, sum_and_count
 from policy_split.rollouts.micro_batches import optimizer_batches
 from policy_split.rollouts.rollout import BLOCKS, SINGLE_BLOCKS, Rollout, make_rollout, score_rollout
+from policy_split.rollouts.sampler import Sampler
 from policy_split.rollouts.sampling import seed_of, seeded
 from policy_split.run_folder.checkpoints import Progress
 from policy_split.run_folder.fingerprint import fingerprint, weights_sum
@@ -115,9 +115,9 @@ class PolicySplitTrainer:
             check_adapter(bare)
         elif config.merge_adapter:
             raise ValueError("merge_adapter=True needs a model with an adapter: use_peft=True makes one")
-        self._prepare(bare, ref_model)
+        self._prepare(bare, ref_model, longest)
 
-    def _prepare(self, bare: PreTrainedModel, ref_model: PreTrainedModel | str | None) -> None:
+    def _prepare(self, bare: PreTrainedModel, ref_model: PreTrainedModel | str | None, longest: int) -> None:
         config = self.config
         reference = None
         # what no checkpoint holds: a resumed run has to bring it
@@ -135,6 +135,7 @@ class PolicySplitTrainer:
         options = (fused, config.lm_head_chunk_bytes, config.packed_batches, config.share_prompts)
         self.policy = Policy(self.model, self.tokenizer, unwrapped, *options)
         self.policy.check_padding()
+        self.sampler = Sampler(self.policy, config, self.accelerator, longest, self.train_dataset[0]["prompt"])
         self.reference = self.policy if config.beta > 0 and reference is None else reference  # without its adapter
         # stepped once per step and in every process alike: not through accelerate, which steps it once per process
         self.schedule = get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, self.max_steps)
@@ -242,15 +243,16 @@ class PolicySplitTrainer:
         seed = seed_of(config.seed, "rollout", step, rank)
         more: dict[str, Any] = {"num_generations": config.num_generations, "seed": seed}
         more["blocks"] = BLOCKS if config.chosen_algorithm.dual_mode else SINGLE_BLOCKS
-        with gathered(self.policy.bare):
-            return make_rollout(self.policy, questions, self.rewards, config, **more, state=self.trainer_state)
+        with self.sampler.ready() as engine:
+            more |= {"state": self.trainer_state, "engine": engine}
+            return make_rollout(self.policy, questions, self.rewards, config, **more)
 
     def tokens(self, rollout: Rollout) -> DualTokens | BaselineTokens:
         """What the rollout's tokens train on: the advantages of both modes, or those of a baseline."""
         if self.config.chosen_algorithm.dual_mode:
             return DualTokens(rollout, self.update.config)
         seed = seed_of(self.config.seed, "baseline", self.progress.step, self.accelerator.process_index)
-        return BaselineTokens(rollout, self.config.chosen_algorithm, seed)
+        return BaselineTokens(rollout, self.config, seed)
 
     def _plan_scores(self, rollout: Rollout, tokens: DualTokens | BaselineTokens, first_rows: list[int]) -> ScorePlan:
         config, step = self.config, self.progress.step + 1
@@ -277,8 +279,8 @@ class PolicySplitTrainer:
         count = self.config.eval_num_samples if num_samples is None else num_samples
         options: dict[str, Any] = {"key": key, "correct_reward": correct_reward, "accelerator": self.accelerator}
         options["state"] = self.trainer_state
-        with gathered(self.policy.bare):
-            return evaluate_policy(self.policy, dataset, self.rewards, self.config, count, **options)
+        with self.sampler.ready() as engine:
+            return evaluate_policy(self.policy, dataset, self.rewards, self.config, count, **options, engine=engine)
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Model, tokenizer and model card in Hugging Face's format, by default in config.output_dir.

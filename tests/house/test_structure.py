@@ -39,6 +39,8 @@ PLANTED = {
         "policy_split/storage/whole_folder.py", "import ctypes", "policy_split.storage.whole_folder -> ctypes"),
     "TRL and verl in integrations/ alone": (
         "policy_split/models/policy.py", "import verl", "policy_split.models.policy -> verl"),
+    "vLLM in its engine alone": (
+        "policy_split/training/run.py", "import vllm", "policy_split.training.run -> vllm"),
     "the command line in commands/ alone": (
         "policy_split/study/plan.py", "import argparse", "policy_split.study.plan -> argparse"),
 }  # fmt: skip
