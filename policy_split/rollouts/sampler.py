@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from policy_split.config import PolicySplitConfig
 from policy_split.messages import Prompt
 from policy_split.models.batches import PaddedBatch
-from policy_split.models.policy import Policy
+from policy_split.models.policy import Policy, input_embeddings
 from policy_split.models.sharding import gathered
 from policy_split.modes import encode_modes
 
@@ -67,7 +67,8 @@ class Sampler:
     def _started(self) -> RolloutEngine:
         bare: Any = self.policy.bare
         model = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
-        arguments = (self._dtype(), self.policy.end_ids, self.length, self.config)
+        absent = self.policy.vocabulary.absent(input_embeddings(bare).num_embeddings, torch.device("cpu")).tolist()
+        arguments = (self._dtype(), self.policy.end_ids, absent, self.length, self.config)
         return VllmEngine(model.config, type(model).__name__, *arguments)
 
     def _dtype(self) -> torch.dtype:

@@ -55,10 +55,12 @@ class VllmEngine:
         architecture: str,
         dtype: torch.dtype,
         end_ids: Sequence[int],
+        absent_ids: Sequence[int],  # which are no tokens, and must not be drawn
         max_model_length: int,
         config: PolicySplitConfig,
     ):
         self.end_ids, self.name = list(end_ids), f"vLLM {_version()}"
+        self.silence = dict.fromkeys(absent_ids, float("-inf")) or None
         self.asleep = False
         self.sleeps = config.vllm_enable_sleep_mode
         os.environ.update(ENVIRONMENT)
@@ -101,6 +103,7 @@ class VllmEngine:
             "min_p": 0.0,
             "max_tokens": max_tokens,
         }
+        options["logit_bias"] = self.silence
         # its own notion of an end is left aside: exactly the tokens that end our responses end these
         options |= {"stop_token_ids": self.end_ids, "ignore_eos": True, "detokenize": False, "logprobs": 0}
         parameters = [self.vllm.SamplingParams(seed=seed, **options) for seed in seeds]

@@ -67,9 +67,9 @@ def vllm(monkeypatch):
     return module
 
 
-def engine(folder, **options):
+def engine(folder, absent=(), **options):
     config = tiny.config(folder, rollout_engine="vllm", **options)
-    return VllmEngine(tiny.model().config, "Qwen3ForCausalLM", torch.bfloat16, [2, 3], 40, config)
+    return VllmEngine(tiny.model().config, "Qwen3ForCausalLM", torch.bfloat16, [2, 3], absent, 40, config)
 
 
 def test_its_start(tmp_path, vllm):
@@ -89,13 +89,14 @@ def test_its_start(tmp_path, vllm):
 
 
 def test_what_is_sampled(tmp_path, vllm):
-    made = engine(tmp_path)
+    made = engine(tmp_path, [25])
     drawn = made.generate([[4, 5], (6,)], [11, 12], temperature=0.7, max_tokens=9)
     assert drawn == [([7, 2], [-0.5, -1.5])] * 2
     _, prompts, parameters, bar = made.llm.told[1]
     assert prompts == [{"prompt_token_ids": [4, 5]}, {"prompt_token_ids": [6]}]
     assert [each.pop("seed") for each in parameters] == [11, 12]
     expected = {"temperature": 0.7, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "max_tokens": 9, "logprobs": 0}
+    expected["logit_bias"] = {25: float("-inf")}
     expected |= {"stop_token_ids": [2, 3], "ignore_eos": True, "detokenize": False}
     assert parameters == [expected] * 2
     assert bar is False

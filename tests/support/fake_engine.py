@@ -15,7 +15,8 @@ class FakeEngine:
     shift = 0.0
     made: ClassVar[list] = []
 
-    def __init__(self, described, architecture, dtype, end_ids, max_model_length, config):
+    def __init__(self, described, architecture, dtype, end_ids, absent_ids, max_model_length, config):
+        self.absent_ids = absent_ids
         self.end_ids, self.dtype, self.max_model_length = set(end_ids), dtype, max_model_length
         self.model = getattr(transformers, architecture)(described).eval()
         self.asked, self.seeds, self.given, self.rested, self.closed = [], [], [], 0, False
@@ -42,6 +43,7 @@ class FakeEngine:
         generator, ids, logprobs = torch.Generator().manual_seed(seed), [], []
         while len(ids) < max_tokens and not (ids and ids[-1] in self.end_ids):
             logits = self.model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, -1] / temperature
+            logits[self.absent_ids] = -torch.inf
             distribution = logits.log_softmax(-1)
             ids.append(int(torch.multinomial(distribution.exp(), 1, generator=generator)))
             logprobs.append(float(distribution[ids[-1]]) + self.shift * (max_tokens > 1))  # probes ask for one token

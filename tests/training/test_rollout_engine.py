@@ -71,6 +71,13 @@ def test_responses_reach_the_rollout_as_they_were_drawn(tmp_path, engine):
     assert 0 < int(rollout.truncated.sum()) < 24
 
 
+def test_ids_without_a_token_are_not_drawn(tmp_path, engine):
+    run = trainer(tmp_path, model=tiny.model(vocab_size=40), rollout_engine="vllm", max_steps=1)
+    run.train()
+    assert FakeEngine.made[0].absent_ids == list(range(len(tiny.WORDS), 40))
+    assert lines(tmp_path)[0]["sampling/logp_difference"] < 1e-5
+
+
 def test_a_resumed_run_draws_the_same(tmp_path, engine):
     whole = run_of(tmp_path / "whole", max_steps=4)
     run_of(tmp_path / "parts", max_steps=2, save_steps=2, lr_scheduler_type="constant")
