@@ -10,7 +10,7 @@ from policy_split.countdown import job
 from policy_split.countdown.sizes import CountdownSize
 from policy_split.data.datasets import load_prompts
 from policy_split.data.reasoning_gym import own_reward
-from policy_split.models.gguf import BASE_MODEL, converted, is_converted
+from policy_split.models.gguf import BASE_MODEL, converted, is_converted, kept_conversion
 from policy_split.models.source import gguf_file
 from policy_split.run_folder.checkpoints import stopped_before_first
 from policy_split.run_folder.output_dir import check_output_dir, earlier_run
@@ -60,11 +60,17 @@ def train_model(asked: Asked) -> int:
 
 
 def base_model(name: str, config: PolicySplitConfig) -> str:
-    """The model's name, or, for a GGUF file, the folder in the run's into which it is converted once."""
+    """The model's name, or, for a GGUF file, the folder in the run's into which it is converted once.
+
+    That folder serves a run that goes on even where the file has gone.
+    """
     gguf, folder = gguf_file(name), Path(config.output_dir).absolute() / BASE_MODEL
     if gguf is not None:
         replace = config.overwrite_output_dir or not earlier_run(folder.parent)
         return converted(gguf, folder, config, replace=replace)
+    kept = kept_conversion(name, folder, config)
+    if kept is not None:
+        return kept
     if config.overwrite_output_dir and is_converted(folder) and PartialState().is_main_process:
         remove(folder)  # of a run that is written over
     return name

@@ -101,6 +101,25 @@ def converted(path: Path, folder: Path, config: PolicySplitConfig, *, replace: b
     return str(folder)
 
 
+def kept_conversion(name: str, folder: Path, config: PolicySplitConfig) -> str | None:
+    """The folder, if it holds the model of a file of that name, or of the file in a folder of that name, that is not
+    there any more; stderr says so.
+
+    ValueError: it is damaged, or of another dtype, and without the file it cannot be made again.
+    """
+    former, path = _origin(folder), Path(name).expanduser().absolute()
+    file = Path(str((former or {}).get("file")))
+    if former is None or path.exists() or path not in (file, file.parent):
+        return None
+    wrong = damage(folder)
+    if former.get("model_dtype") != config.model_dtype:
+        wrong = f"it was converted in {former.get('model_dtype')}, and model_dtype={config.model_dtype!r} is asked for"
+    if wrong:
+        raise ValueError(f"{name} is not there, and its model in {folder} cannot stand for it: {wrong}")
+    print(f"{name} is not there any more: its model is in {folder}, converted before", file=sys.stderr)
+    return str(folder)
+
+
 def is_converted(folder: Path) -> bool:
     """Whether `converted` has written it."""
     return _origin(folder) is not None

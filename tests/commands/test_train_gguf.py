@@ -1,6 +1,7 @@
 """`train --model FILE.gguf`: converted once into the run's folder, and nothing of an earlier run is touched."""
 
 import json
+import shutil
 
 import pytest
 import tiny
@@ -41,6 +42,29 @@ def test_a_run_from_its_conversion_to_the_model_that_it_saves(given, tmp_path, c
     assert base.config.eos_token_id == trained.generation_config.eos_token_id == 2
     assert not torch.equal(base.get_input_embeddings().weight, trained.get_input_embeddings().weight)
     assert AutoTokenizer.from_pretrained(run).eos_token == "<|im_end|>"
+
+
+@pytest.mark.parametrize("named", ["file", "folder"])
+def test_a_run_goes_on_without_the_file(given, tmp_path, capsys, named):
+    run, file = tmp_path / "run", tmp_path / "models" / "m.gguf"
+    file.parent.mkdir()
+    (tmp_path / "m.gguf").rename(file)
+    whole = [*given[2:], "--model", str(file if named == "file" else file.parent)]
+    assert main(["train", *whole, "--max_steps", "3"]) == 0
+    told = (run / "model.safetensors").read_bytes()
+    shutil.rmtree(run / "checkpoints" / "checkpoint-3")
+    shutil.rmtree(file.parent)
+    assert main(["train", "--resume", str(run)]) == 0
+    assert f"is not there any more: its model is in {run / 'base_model'}, converted before" in capsys.readouterr().err
+    assert (run / "model.safetensors").read_bytes() == told
+    assert main(["train", "--resume", str(run), "--model_dtype", "bfloat16"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot stand for it: it was converted in float32, and model_dtype='bfloat16' is asked for" in said
+    (run / "base_model" / "config.json").write_text("{}")
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "cannot stand for it: " in capsys.readouterr().err
+    assert main(["train", *given[2:], "--model", str(tmp_path / "other.gguf"), "--resume"]) == 2
+    assert "other.gguf: there is no such" in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_another_run_is_left_as_it_is(given, tmp_path, capsys):
