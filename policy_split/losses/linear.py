@@ -73,7 +73,7 @@ def linear_dual_mode_loss(
     Raises TypeError, ValueError or IndexError that name the offending argument, shape or value, as those two do.
     Advantages that depend on the log-probs themselves (`dual_mode_advantages`) may be a function of the log-probs and
     entropies of all tokens, both detached: it is called once, in forward. That takes one more GEMM, unless one chunk
-    (chunk_bytes) holds all tokens.
+    (chunk_bytes) holds all tokens. NotImplementedError where its result requires grad, by tensors of its own.
     A second backward computes the logits again, and so does every one in float16, whose gradients need the loss scale
     first, of `ratio_level="sequence"`, where no token's gradient is known before its sequence is, and of
     `reduction="none"`, where each has an upstream gradient of its own: four GEMMs.
@@ -106,10 +106,23 @@ def linear_dual_mode_loss(
     else:
         wait = None
         if callable(advantages):
+            followed = torch.is_grad_enabled()
 
             def wait(statistics: RowStatistics) -> Tensor:
                 seen = (x.view(targets.shape) for x in (statistics.logprobs, statistics.entropy))
-                return token_vector("advantages", advantages(*seen), like, statistics.logprobs.dtype)
+                with torch.set_grad_enabled(followed):  # which is off where gradients are formed by hand
+                    of_tokens = advantages(*seen)
+                    _check_constant(of_tokens)
+                return token_vector("advantages", of_tokens, like, statistics.logprobs.dtype)
 
         loss, rows = linear_loss(call, DualModeRows(tokens, wait))
     return DualModeLossOutput(loss, *(x.view(targets.shape) for x in rows[1:5]))
+
+
+def _check_constant(advantages: Tensor) -> None:
+    if is_followed(advantages):
+        raise NotImplementedError(
+            "advantages are a function whose result requires grad, by tensors that it uses besides its arguments, and "
+            "their gradient would be lost: detach those, or call the function with the results of "
+            "linear_logprobs_and_entropy and give its tensor as advantages, which has its gradient"
+        )

@@ -92,3 +92,42 @@ def test_what_it_may_not_return(function, error, says):
     hidden, weight, targets, options = case()
     with pytest.raises(error, match=says):
         linear_dual_mode_loss(hidden, weight, targets, advantages=function, **options)
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, 5 * 40 * 8], ids=["one chunk", "chunks of five tokens"])
+@pytest.mark.parametrize(
+    "learned",
+    [
+        lambda scale: lambda logprobs, entropy: scale * logprobs,
+        lambda scale: lambda logprobs, entropy: scale.expand(logprobs.shape),
+        lambda scale: lambda logprobs, entropy: torch.stack([entropy, scale * entropy]).sum(0),
+    ],
+    ids=["a factor", "itself", "a sum"],
+)
+def test_a_tensor_of_its_own_that_requires_grad_is_never_silently_constant(chunk_bytes, learned):
+    hidden, weight, targets, options = case()
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    options |= {"chunk_bytes": chunk_bytes}
+    with pytest.raises(NotImplementedError, match="advantages are a function whose result requires grad, by tensors"):
+        linear_dual_mode_loss(hidden, weight, targets, advantages=learned(scale), **options)
+    with torch.no_grad():
+        plain = linear_dual_mode_loss(hidden, weight, targets, advantages=learned(scale), **options).loss
+    detached = linear_dual_mode_loss(hidden, weight, targets, advantages=learned(scale.detach()), **options).loss
+    torch.testing.assert_close(plain, detached.detach())
+
+    def apart():
+        """As the error says: the results of the one function, the tensor of the other."""
+        scores = linear_logprobs_and_entropy(hidden, weight, targets, mask=options["mask"])
+        return learned(scale)(*(x.detach() for x in scores))
+
+    loss = linear_dual_mode_loss(hidden, weight, targets, advantages=apart(), **options).loss
+    torch.testing.assert_close(loss, detached)
+    found = torch.autograd.grad(loss, scale)[0]
+    assert found != 0
+    options |= {"ratio_level": "sequence", "old_logprobs": torch.zeros(3, 4, dtype=torch.float64)}
+    both = [
+        torch.autograd.grad(linear_dual_mode_loss(hidden, weight, targets, advantages=x, **options).loss, scale)[0]
+        for x in (learned(scale), apart())
+    ]
+    torch.testing.assert_close(*both)  # where it can have its gradient, it has it
+    assert both[0] != 0
