@@ -60,3 +60,10 @@ def test_divergence(launches, vocabulary, dtype):
     pair = (calls.random_rows(2, vocabulary, dtype, seed=seed)[0] for seed in (3, 4))
     calls.check_divergence(*pair)
     assert launches() == ["divergence_kernel", "divergence_gradient_kernel"]
+
+
+@pytest.mark.parametrize(("dtype", "vocabulary"), cases(VOCABULARIES[:4]))
+def test_jensen_shannon(launches, vocabulary, dtype):
+    pair = (calls.random_rows(2, vocabulary, dtype, seed=seed)[0] for seed in (3, 4))
+    calls.check_jensen_shannon(*pair)
+    assert launches() == ["jensen_shannon_kernel", "jensen_shannon_gradient_kernel"]

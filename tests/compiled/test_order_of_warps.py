@@ -20,6 +20,8 @@ def records_of(kernel):
             calls.check_statistics(logits, targets)
         elif kernel.startswith("divergence"):
             calls.check_divergence(logits, logits.flip(0))
+        elif kernel.startswith("jensen_shannon"):
+            calls.check_jensen_shannon(logits, logits.flip(0))
         else:
             leaf = logits.requires_grad_()
             tokens = calls.loss_tokens(logits, targets)
@@ -29,7 +31,7 @@ def records_of(kernel):
 
 KERNELS = (
     "logprobs_entropy_kernel", "logprobs_entropy_gradient_kernel", "dual_mode_loss_kernel", "scale_rows_kernel",
-    "divergence_kernel", "divergence_gradient_kernel",
+    "divergence_kernel", "divergence_gradient_kernel", "jensen_shannon_kernel", "jensen_shannon_gradient_kernel",
 )  # fmt: skip
 
 

@@ -113,10 +113,12 @@ def test_what_is_done_to_the_logits_first(launches, name, inplace):
 
 
 SETTINGS = {
-    "on policy": (("ref_logprobs", "weights"), {}),
+    "on policy": (("ref_logprobs", "weights"), {"clip_high": 0.28}),
     "clip_delta": (("old_logprobs", "weights"), {"clip_low": 0.1, "clip_delta": 1.4}),
-    "a foreign sampler": (("old_logprobs", "sampler_logprobs", "weights"), {"sampler_cap": 0.9}),
-    "cispo": (("old_logprobs", "weights"), {"surrogate": "cispo"}),
+    "a foreign sampler": (("old_logprobs", "sampler_logprobs", "weights"), {"sampler_cap": 0.9, "clip_high": 0.28}),
+    "cispo": (("old_logprobs", "weights"), {"surrogate": "cispo", "clip_high": 0.28}),
+    "sapo": (("old_logprobs", "weights"), {"surrogate": "sapo"}),
+    "the corrected kl": (("old_logprobs", "ref_logprobs", "weights"), {"use_bias_correction_kl": True, "kl_cap": 0.1}),
 }
 
 

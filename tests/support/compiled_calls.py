@@ -3,10 +3,11 @@
 Rows that do not count are left out of the truth, and have to be 0.
 """
 
+import formulas
 import torch
 import truth
 
-from policy_split import dual_mode_loss, logprobs_and_entropy, mode_divergence
+from policy_split import dual_mode_loss, jensen_shannon_divergence, logprobs_and_entropy, mode_divergence
 
 FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6}  # of the statistics dtype
 COEFFICIENTS = {"entropy_coef": (0.1, -0.2), "kl_coef": (0.05, 0.3)}
@@ -96,6 +97,21 @@ def check_divergence(logits_a, logits_b, *, mask=None, **options):
         assert_gradient(gradient, right, valid, size)
 
 
+def check_jensen_shannon(logits_a, logits_b, *, beta=0.3, mask=None, **options):
+    leaves = [x.detach().requires_grad_() for x in (logits_a, logits_b)]
+    out = jensen_shannon_divergence(*leaves, beta=beta, mask=mask, **options)
+    (upstream,) = numbers(logits_a, 1)
+    gradients = torch.autograd.grad(out, leaves, upstream)
+    valid = valid_rows(torch.zeros(logits_a.shape[:-1]), mask)
+    exact = [exact_rows(x, valid) for x in (logits_a, logits_b)]
+    expected = truth.jensen_shannon(*exact, beta, **of_rows(options, logits_a, valid))
+    assert_values(out, expected, valid)
+    upstream = upstream.reshape(-1)[valid].double()
+    true_gradients = torch.autograd.grad(expected, exact, upstream)
+    for gradient, right in zip(gradients, true_gradients, strict=True):
+        assert_gradient(gradient, right, valid, upstream.abs() * (1 + expected.detach()))
+
+
 def loss_tokens(logits, targets, mask=None, **options):
     """Per-token arguments whose ratios lie inside and outside of the clip range."""
     valid = valid_rows(targets, mask)
@@ -119,7 +135,7 @@ def loss_tokens(logits, targets, mask=None, **options):
 
 def check_loss(logits, targets, tokens, *, upstream=1.0, mask=None, inplace_of=None, settings=None, **options):
     """With `inplace_of`, the leaf that the logits were computed from, they become their gradient."""
-    settings = COEFFICIENTS | {"clip_high": 0.28} | (settings or {})
+    settings = COEFFICIENTS | ({"clip_high": 0.28} if settings is None else settings)
     valid = valid_rows(targets, mask)
     exact = exact_rows(logits, valid)
     inplace = inplace_of is not None
@@ -132,7 +148,8 @@ def check_loss(logits, targets, tokens, *, upstream=1.0, mask=None, inplace_of=N
         gradient = logits.detach()
     flat = {name: x.reshape(-1)[valid] for name, x in tokens.items()}
     flat = {name: x.double() if x.is_floating_point() else x for name, x in flat.items()}
-    expected = truth.loss(exact, targets.reshape(-1)[valid], **flat, **settings, **of_rows(options, logits, valid))
+    targets, options = targets.reshape(-1)[valid], of_rows(options, logits, valid)
+    expected = formulas.loss(exact, targets, **flat, **settings, **options)[0].sum()
     floor = FLOOR[out.loss.dtype] * len(exact)
     torch.testing.assert_close(out.loss.detach().double(), expected.detach(), rtol=10 * floor, atol=10 * floor)
     (true_gradient,) = torch.autograd.grad(expected * upstream, exact)

@@ -40,6 +40,14 @@ def call_in_place(package, logits, targets):
 
 def call_loss_in_place(package, logits, targets):
     ops = importlib.import_module(f"{package.__name__}.ops")
+    given = {name: None for name in contract_of(ops.dual_mode_loss_with_gradient_)}
     ones = torch.ones(targets.shape, device="cuda")
-    loss = (ones, None, None, None, ones, ones, ones, "clip", 0.2, 0.2, None, 2.0)
-    ops.dual_mode_loss_with_gradient_(logits, targets, torch.ones(1, device="cuda"), None, None, None, *loss)
+    given |= dict.fromkeys(("advantages", "weights", "entropy_coef", "kl_coef"), ones)
+    given |= {"logits": logits, "targets": targets, "inverse_temperature": torch.ones(1, device="cuda")}
+    given |= {"surrogate": "clip", "clip_low": 0.2, "clip_high": 0.2, "sampler_cap": 2.0}
+    ops.dual_mode_loss_with_gradient_(**(given | {"sapo_temperature": (1.0, 1.05), "use_bias_correction_kl": False}))
+
+
+def contract_of(op):
+    """Names of an op's arguments, in their order."""
+    return [argument.name for argument in op._schema.arguments]

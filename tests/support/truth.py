@@ -42,6 +42,16 @@ def divergence(logits_a, logits_b, temperature=1.0):
     return mean(a, gap(a, b)), mean(b, gap(b, a)), -mean(a, a), -mean(b, b)
 
 
+def jensen_shannon(logits_a, logits_b, beta, temperature=1.0):
+    """(1 - beta) KL(p || m) + beta KL(q || m) of two matrices (N, V), in their dtype, for 0 < beta < 1, differentiable."""
+    temperature = torch.as_tensor(temperature, dtype=logits_a.dtype, device=logits_a.device).reshape(-1, 1)
+    p, q = (torch.softmax(x / temperature, -1) for x in (logits_a, logits_b))
+    m = (1 - beta) * p + beta * q
+    return sum(
+        w * (torch.special.xlogy(x, x) - torch.special.xlogy(x, m)).sum(-1) for w, x in ((1 - beta, p), (beta, q))
+    )
+
+
 def loss(logits, targets, *, advantages, mode, old_logprobs=None, ref_logprobs=None, sampler_logprobs=None, weights,
          entropy_coef, kl_coef, temperature=1.0, softcap=None, keep_mask=None, surrogate="clip", clip_low=0.2,
          clip_high=0.2, clip_delta=None, sampler_cap=2.0, sequences=None):  # fmt: skip
