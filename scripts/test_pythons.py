@@ -1,9 +1,9 @@
-"""Tests on each Python that pyproject.toml promises, with the oldest and the newest of what it names: make test-pythons.
+"""Tests on each Python that we promise, with the oldest and the newest of what pyproject.toml names: make test-pythons.
 
     python scripts/test_pythons.py [3.10-oldest ...] [--keep]
 
-One environment at a time, in build/pythons: with a CUDA build of PyTorch it takes 6 GB, and it is deleted afterwards. The
-last lines are a table of what was installed and what came out; anything that failed is the exit status.
+One environment at a time, in build/pythons: with a CUDA build of PyTorch it takes 6 GB, and it is deleted afterwards.
+The last lines are a table of what was installed and what came out; anything that failed is the exit status.
 """
 
 import argparse
@@ -13,8 +13,9 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / "build" / "pythons"
@@ -51,12 +52,10 @@ def interpreter(version: str) -> str:
     return found.stdout.strip()
 
 
-def installed(python: Path) -> dict[str, str]:
-    code = f"import importlib.metadata as m; [print(n, m.version(n)) for n in {PACKAGES}]"
-    lines = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
-    return {"python": subprocess.run([python, "-V"], check=True, capture_output=True, text=True).stdout.split()[1]} | {
-        name: version for name, version in map(str.split, lines)
-    }
+def installed(python: Path) -> list[str]:
+    """Versions of Python and of PACKAGES."""
+    code = f"import importlib.metadata as m, platform as p; print(p.python_version(), *map(m.version, {PACKAGES}))"
+    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.split()
 
 
 def build(combination: str) -> Path:
@@ -81,7 +80,7 @@ def tried(combination: str, keep: bool) -> list[str]:
     command = [python, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *files]
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(result.stdout, flush=True)
-    row = [combination, *installed(python).values(), result.stdout.strip().splitlines()[-1].strip("= ")]
+    row = [combination, *installed(python), result.stdout.strip().splitlines()[-1].strip("= ")]
     if not keep:
         shutil.rmtree(python.parents[1])
     return row

@@ -40,14 +40,9 @@ def call_in_place(package, logits, targets):
 
 def call_loss_in_place(package, logits, targets):
     ops = importlib.import_module(f"{package.__name__}.ops")
-    given = {name: None for name in contract_of(ops.dual_mode_loss_with_gradient_)}
+    given = dict.fromkeys(argument.name for argument in ops.dual_mode_loss_with_gradient_._schema.arguments)
     ones = torch.ones(targets.shape, device="cuda")
     given |= dict.fromkeys(("advantages", "weights", "entropy_coef", "kl_coef"), ones)
     given |= {"logits": logits, "targets": targets, "inverse_temperature": torch.ones(1, device="cuda")}
     given |= {"surrogate": "clip", "clip_low": 0.2, "clip_high": 0.2, "sampler_cap": 2.0}
     ops.dual_mode_loss_with_gradient_(**(given | {"sapo_temperature": (1.0, 1.05), "use_bias_correction_kl": False}))
-
-
-def contract_of(op):
-    """Names of an op's arguments, in their order."""
-    return [argument.name for argument in op._schema.arguments]

@@ -43,7 +43,7 @@ def divergence(logits_a, logits_b, temperature=1.0):
 
 
 def jensen_shannon(logits_a, logits_b, beta, temperature=1.0):
-    """(1 - beta) KL(p || m) + beta KL(q || m) of two matrices (N, V), in their dtype, for 0 < beta < 1, differentiable."""
+    """(1 - beta) KL(p || m) + beta KL(q || m) of two matrices (N, V), 0 < beta < 1, in their dtype, differentiable."""
     temperature = torch.as_tensor(temperature, dtype=logits_a.dtype, device=logits_a.device).reshape(-1, 1)
     p, q = (torch.softmax(x / temperature, -1) for x in (logits_a, logits_b))
     m = (1 - beta) * p + beta * q
