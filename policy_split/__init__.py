@@ -15,8 +15,18 @@ if TYPE_CHECKING:
     from policy_split.training.trainer import PolicySplitTrainer
     from policy_split_kernels.backends import get_backend, set_backend
     from policy_split_kernels.divergence import ModeDivergence, jensen_shannon_divergence, mode_divergence
-    from policy_split_kernels.linear import TokenLossOutput, linear_logprobs_and_entropy, linear_token_loss
-    from policy_split_kernels.logprobs import LogprobsAndEntropy, logprobs_and_entropy
+    from policy_split_kernels.linear import (
+        TokenLossOutput,
+        linear_logprobs_and_entropy,
+        linear_logprobs_entropy_lse,
+        linear_token_loss,
+    )
+    from policy_split_kernels.logprobs import (
+        LogprobsAndEntropy,
+        LogprobsEntropyLse,
+        logprobs_and_entropy,
+        logprobs_entropy_lse,
+    )
 
 # Found when they are asked for: the loss is used without transformers, which takes seconds to import, and the commands
 # have something to settle before PyTorch is there.
@@ -24,6 +34,7 @@ _FOUND_IN = {
     "DualModeLoss": "policy_split.losses.dual_mode",
     "DualModeLossOutput": "policy_split.losses.dual_mode",
     "LogprobsAndEntropy": "policy_split_kernels.logprobs",
+    "LogprobsEntropyLse": "policy_split_kernels.logprobs",
     "ModeDivergence": "policy_split_kernels.divergence",
     "PolicySplitConfig": "policy_split.config",
     "PolicySplitTrainer": "policy_split.training.trainer",
@@ -35,8 +46,10 @@ _FOUND_IN = {
     "jensen_shannon_divergence": "policy_split_kernels.divergence",
     "linear_dual_mode_loss": "policy_split.losses.linear",
     "linear_logprobs_and_entropy": "policy_split_kernels.linear",
+    "linear_logprobs_entropy_lse": "policy_split_kernels.linear",
     "linear_token_loss": "policy_split_kernels.linear",
     "logprobs_and_entropy": "policy_split_kernels.logprobs",
+    "logprobs_entropy_lse": "policy_split_kernels.logprobs",
     "mode_divergence": "policy_split_kernels.divergence",
     "patch_lm_head": "policy_split.models.lm_head",
     "sampling_mask": "policy_split.losses.filtering",
@@ -49,6 +62,7 @@ __all__ = [
     "DualModeLoss",
     "DualModeLossOutput",
     "LogprobsAndEntropy",
+    "LogprobsEntropyLse",
     "ModeDivergence",
     "PolicySplitConfig",
     "PolicySplitTrainer",
@@ -60,8 +74,10 @@ __all__ = [
     "jensen_shannon_divergence",
     "linear_dual_mode_loss",
     "linear_logprobs_and_entropy",
+    "linear_logprobs_entropy_lse",
     "linear_token_loss",
     "logprobs_and_entropy",
+    "logprobs_entropy_lse",
     "mode_divergence",
     "patch_lm_head",
     "sampling_mask",

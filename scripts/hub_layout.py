@@ -18,8 +18,8 @@ KERNELS = Path(__file__).parents[1] / "kernels" / NAME
 PUBLIC = {
     "backends": ("get_backend", "set_backend"),
     "divergence": ("ModeDivergence", "mode_divergence"),
-    "linear": ("TokenLossOutput", "linear_logprobs_and_entropy", "linear_token_loss"),
-    "logprobs": ("LogprobsAndEntropy", "logprobs_and_entropy"),
+    "linear": ("TokenLossOutput", "linear_logprobs_and_entropy", "linear_logprobs_entropy_lse", "linear_token_loss"),
+    "logprobs": ("LogprobsAndEntropy", "LogprobsEntropyLse", "logprobs_and_entropy", "logprobs_entropy_lse"),
 }
 NAMESPACE = '_own_library("policy_split")'  # of the operations, in ops.py
 ENTRY = '''"""Log-probs, entropy and divergences straight from logits or hidden states: kernels of policy-split."""

@@ -12,7 +12,7 @@ from .lm_head.arguments import linear_call
 from .lm_head.autograd import linear_loss, linear_statistics
 from .lm_head.call import LinearCall
 from .lm_head.losses import TokenRows, check_losses
-from .logprobs import LogprobsAndEntropy
+from .logprobs import LogprobsAndEntropy, LogprobsEntropyLse, row_lse
 from .outside_graphs import outside_graphs_with_others
 from .rows import float_vector, mask_vector, mean_weights, target_vector
 from .watchers import is_followed
@@ -80,6 +80,36 @@ def linear_logprobs_and_entropy(
     )  # fmt: skip
     logprobs, entropy, *_ = (x.view(call.like.shape[:-1]) for x in linear_statistics(call))
     return LogprobsAndEntropy(logprobs, entropy)
+
+
+@outside_graphs_with_others
+def linear_logprobs_entropy_lse(
+    hidden: Tensor,  # (..., D)
+    weight: Tensor,  # (V, D)
+    targets: Tensor,  # (...)
+    *,
+    bias: Tensor | None = None,  # (V,)
+    temperature: float | Tensor = 1.0,
+    mask: Tensor | None = None,  # (...)
+    softcap: float | None = None,
+    keep_mask: Tensor | None = None,  # (..., V) bool
+    logit_scale: float = 1.0,
+    logits_dtype: torch.dtype | None = None,
+    chunk_bytes: int | None = None,
+    process_group: "dist.ProcessGroup | None" = None,
+) -> LogprobsEntropyLse:
+    """`linear_logprobs_and_entropy` with the log-sum-exp of each token's logits, at no further cost.
+
+    The same as `logprobs_entropy_lse` of `logit_scale * torch.nn.functional.linear(hidden, weight, bias)`; arguments,
+    shapes, cost and errors are those of `linear_logprobs_and_entropy`.
+    """
+    call = linear_call(
+        hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
+        process_group,
+    )  # fmt: skip
+    rows, tokens = linear_statistics(call), call.arguments
+    lse = row_lse(rows, tokens.inverse_temperature, valid_rows(tokens.targets, tokens.mask))
+    return LogprobsEntropyLse(*(x.view(call.like.shape[:-1]) for x in (rows.logprobs, rows.entropy, lse)))
 
 
 @outside_graphs_with_others

@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .contract import TargetOutsideVocabulary
+from .contract import RowStatistics, TargetOutsideVocabulary, valid_rows
 from .rows import as_rows, inverse_temperature_vector, keep_rows, mask_vector, softcap_value, target_vector
 from .vocab_parallel import statistics_of_rows
 
@@ -15,6 +16,14 @@ class LogprobsAndEntropy(NamedTuple):
 
     logprobs: Tensor
     entropy: Tensor
+
+
+class LogprobsEntropyLse(NamedTuple):
+    """Of each token, `(...)`, in nats, differentiable."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    lse: Tensor  # log of the sum of exp(x / temperature), the normaliser of the distribution
 
 
 def logprobs_and_entropy(
@@ -52,6 +61,53 @@ def logprobs_and_entropy(
     Raises TypeError or ValueError for wrong dtypes, shapes or devices, IndexError for a target outside the vocabulary
     (on a GPU, where that would cost a synchronisation, the row becomes NaN).
     """
+    rows = _statistics(logits, targets, temperature, mask, softcap, keep_mask, process_group)[0]
+    return LogprobsAndEntropy(rows.logprobs.view(targets.shape), rows.entropy.view(targets.shape))
+
+
+def logprobs_entropy_lse(
+    logits: Tensor,  # (..., V)
+    targets: Tensor,  # (...)
+    *,
+    temperature: float | Tensor = 1.0,
+    mask: Tensor | None = None,  # (...)
+    softcap: float | None = None,
+    keep_mask: Tensor | None = None,  # (..., V) bool
+    process_group: "dist.ProcessGroup | None" = None,
+) -> LogprobsEntropyLse:
+    """`logprobs_and_entropy` with the log-sum-exp of each row, of the same read and in backward of the same pass.
+
+    The same as those two and, with the x of `logprobs_and_entropy`::
+
+        lse = torch.logsumexp(x / temperature, -1)
+
+    in nats, differentiable: the z-loss of PaLM (arXiv 2204.02311 section 5) is `1e-4 * lse.square()`. Arguments,
+    shapes and errors are those of `logprobs_and_entropy`; 0 where a row is masked or its target is -100. A row that is
+    -inf throughout has the lse -inf, as in torch; its log-prob and entropy are NaN, for it is no distribution.
+    """
+    rows, inverse_temperature, target, valid = _statistics(
+        logits, targets, temperature, mask, softcap, keep_mask, process_group
+    )
+    vectors = (rows.logprobs, rows.entropy, row_lse(rows, inverse_temperature, valid_rows(target, valid)))
+    return LogprobsEntropyLse(*(x.view(targets.shape) for x in vectors))
+
+
+def row_lse(rows: RowStatistics, inverse_temperature: Tensor, valid: Tensor) -> Tensor:
+    """log sum exp(x / temperature) of each row (N,), differentiable as log_sum is; 0 where it is not `valid` (N,)."""
+    lse = rows.row_max * inverse_temperature + rows.log_sum
+    return torch.where(valid, torch.where(rows.row_max == -torch.inf, -torch.inf, lse), 0.0)
+
+
+def _statistics(
+    logits: Tensor,
+    targets: Tensor,
+    temperature: float | Tensor,
+    mask: Tensor | None,
+    softcap: float | None,
+    keep_mask: Tensor | None,
+    process_group: "dist.ProcessGroup | None",
+) -> tuple[RowStatistics, Tensor, Tensor, Tensor | None]:
+    """Those of each row (N,), its inverse temperature (1,) or (N,), its target and mask."""
     rows = as_rows(logits)
     arguments = (
         target_vector(targets, logits),
@@ -61,7 +117,7 @@ def logprobs_and_entropy(
         keep_rows(keep_mask, logits),
     )
     try:
-        logprobs, entropy, _, _ = statistics_of_rows(rows, *arguments, process_group)
+        statistics = statistics_of_rows(rows, *arguments, process_group)
     except TargetOutsideVocabulary as error:
         raise error.at(targets) from None
-    return LogprobsAndEntropy(logprobs.view(targets.shape), entropy.view(targets.shape))
+    return statistics, arguments[1], arguments[0], arguments[2]
