@@ -57,7 +57,7 @@ setup(
     package_dir={"policy_split_kernels": "kernels/policy_split_kernels", "policy_split": "policy_split"},
     include_package_data=False,
     package_data={
-        "policy_split": ["py.typed", "report/templates/*", "model_card/templates/*"],
+        "policy_split": ["py.typed", "report/templates/*", "model_card/templates/*", "words/list.txt"],
         "policy_split_kernels": ["py.typed"],
     },
     ext_modules=[Extension("policy_split_kernels._native", SOURCES)],

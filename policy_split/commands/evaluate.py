@@ -14,7 +14,6 @@ from policy_split.countdown.grading import canonical, countdown_reward
 from policy_split.countdown.model import HIGH_ENTROPY_PROMPT, countdown_tokenizer
 from policy_split.countdown.sizes import SIZES, load_size
 from policy_split.data.datasets import DATASET_HELP, load_prompts
-from policy_split.data.reasoning_gym import own_reward
 from policy_split.data.rows import Questions
 from policy_split.evaluation.comparison import compare
 from policy_split.evaluation.evaluate import evaluate_in_detail, plain_text
@@ -24,6 +23,7 @@ from policy_split.model_card.card import renew_card
 from policy_split.models.policy import load_model, load_tokenizer, placed
 from policy_split.models.source import check_source
 from policy_split.rewards.loading import REWARD_HELP
+from policy_split.rewards.own import reward_of
 from policy_split.run_folder.checkpoints import CHECKPOINTS
 from policy_split.run_folder.record import read_settings
 from policy_split.storage.whole_folder import replace_text
@@ -185,7 +185,7 @@ def _task(chosen: Any, tokenizer: PreTrainedTokenizerBase) -> Task:
         dataset = size.task.dataset(count, seed=QUESTIONS_SEED, split="held_out")
         return Task(dataset, reward or countdown_reward, key, chosen.correct_reward)
     dataset = load_prompts(chosen.dataset, held_out=True)
-    reward = reward or own_reward(dataset)
+    reward = reward or reward_of(dataset, _run_settings(chosen.model).get("model") or chosen.model)
     if reward is None:
         raise ValueError("--dataset needs --reward as well, such as --reward my_rewards.py:reward")
     if count is not None:

@@ -5,11 +5,12 @@ import shlex
 import sys
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from policy_split.extras import check_extra
+from policy_split.models.source import check_source
 from policy_split.storage.whole_folder import replace_text
 from policy_split.study.curves import study_curves, write_curves
 from policy_split.study.document import document
@@ -18,12 +19,19 @@ from policy_split.study.plan import PLANS, SPLITS, Plan
 from policy_split.study.results import read_results
 from policy_split.study.runner import OutOfTime, run_study
 from policy_split.study.variants import NAMES, Variant, chosen_variants
+from policy_split.study.words_runs import WordsSize
 
-HELP = """Compare algorithms on the built-in Countdown task: every variant from the same warm start, with the
-same number of responses, over several seeds. A finished run is not repeated, and one that was stopped
-goes on: the same command again. Writes the document, its figure, and the curves in it (data/*.json beside it)."""
+HELP = """Compare algorithms on a built-in task: every variant from the same start, with the same number of
+responses, over several seeds. A finished run is not repeated, and one that was stopped goes on: the same
+command again. Writes the document, its figure, and the curves in it (data/*.json beside it)."""
 # full takes up the runs of split
-FOLDERS = {"cpu": "runs/study", "split": "runs/study-split", "full": "runs/study-split", "gpu": "runs/study-gpu"}
+FOLDERS = {
+    "cpu": "runs/study",
+    "split": "runs/study-split",
+    "full": "runs/study-split",
+    "gpu": "runs/study-gpu",
+    "words": "runs/study-words",
+}
 SECONDS = "seconds.json"  # spent so far, over all calls of a study
 
 
@@ -32,6 +40,8 @@ def run(arguments: list[str]) -> int:
     chosen = _parse(arguments)
     check_extra("matplotlib", "policy-split study")  # before anything takes time
     plan, folder = _plan(chosen), Path(chosen.output or FOLDERS[chosen.plan])
+    if isinstance(plan.size, WordsSize):
+        check_source(plan.size.model)
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     spent = _spent(folder)
@@ -62,12 +72,16 @@ def _parse(arguments: list[str]) -> Any:
         prog="policy-split study", description=HELP, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "--plan", choices=PLANS, default="cpu", help="What is run (cpu). split: after a short warm start."
+        "--plan",
+        choices=PLANS,
+        default="cpu",
+        help="What is run (cpu). split: after a short warm start. words: sentences.",
     )
     parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"Some of: {', '.join(NAMES)}.")
     parser.add_argument("--own", metavar="FILE", help='JSON {"name": {settings of PolicySplitConfig}} to compare too.')
     parser.add_argument("--seeds", nargs="+", type=int, help="In place of the plan's.")
     parser.add_argument("--steps", type=int, help="Training steps of each run, in place of the size's.")
+    parser.add_argument("--model", help="Name or path of the model of --plan words, in place of SmolLM2-135M-Instruct.")
     parser.add_argument("--warm-start-steps", type=int, help="Of the common warm start, in place of the size's.")
     parser.add_argument("--split", choices=SPLITS, help="held_out: to choose settings on; test: the plan's.")
     parser.add_argument("--samples", type=int, help="Responses of each mode to each question of the evaluation.")
@@ -87,9 +101,20 @@ def _plan(chosen: Any) -> Plan:
     given = {name: value for name, value in given.items() if value is not None}
     settings = {} if chosen.steps is None else {"max_steps": chosen.steps}
     seeds = plan.seeds if chosen.seeds is None else tuple(chosen.seeds)
-    if chosen.warm_start_steps is not None:
-        given["size"] = replace(plan.size, warm_start_steps=chosen.warm_start_steps)
+    given |= _size(plan, chosen)
     return replace(plan, variants=variants, seeds=seeds, settings={**plan.settings, **settings}, **given)
+
+
+def _size(plan: Plan, chosen: Any) -> dict[str, Any]:
+    """The size, if one of its fields is given; ValueError for a field that it does not have."""
+    given = {"model": chosen.model, "warm_start_steps": chosen.warm_start_steps}
+    given = {name: value for name, value in given.items() if value is not None}
+    own = {each.name for each in fields(plan.size)}
+    for name in given:
+        if name not in own:
+            raise ValueError(f"--{name.replace('_', '-')} is not of --plan {chosen.plan}")
+    size: Any = plan.size
+    return {"size": replace(size, **given)} if given else {}
 
 
 def _own_variants(path: str) -> tuple[Variant, ...]:

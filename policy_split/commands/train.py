@@ -9,9 +9,9 @@ from policy_split.config import PolicySplitConfig
 from policy_split.countdown import job
 from policy_split.countdown.sizes import CountdownSize
 from policy_split.data.datasets import load_prompts
-from policy_split.data.reasoning_gym import own_reward
 from policy_split.models.gguf import BASE_MODEL, converted, is_converted, kept_conversion
 from policy_split.models.source import gguf_file
+from policy_split.rewards.own import reward_of
 from policy_split.run_folder.checkpoints import stopped_before_first
 from policy_split.run_folder.output_dir import check_output_dir, earlier_run
 from policy_split.run_folder.record import source_name
@@ -46,7 +46,7 @@ def train_model(asked: Asked) -> int:
     check_output_dir(output, resume=resume, overwrite=config.overwrite_output_dir)  # before what takes long
     dataset = load_prompts(sources["dataset"])
     evaluated = None if sources["eval_dataset"] is None else load_prompts(sources["eval_dataset"], held_out=True)
-    reward = sources["reward"] or own_reward(dataset)
+    reward = sources["reward"] or reward_of(dataset, sources["model"])
     if reward is None:
         raise ValueError("--model needs --reward as well, such as --reward my_rewards.py:reward")
     with PartialState(cpu=config.use_cpu).main_process_first():

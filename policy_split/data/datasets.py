@@ -15,7 +15,9 @@ from .reasoning_gym import check_held_out
 from .rows import Questions, Rows, place
 from .sources import one_split, read_questions
 
-DATASET_HELP = "JSON lines, parquet, a saved dataset, reasoning-gym:TASK or a hub name, each with or without :SPLIT,"
+DATASET_HELP = (
+    "JSON lines, parquet, a saved dataset, reasoning-gym:TASK, words or a hub name, each with or without :SPLIT,"
+)
 RESERVED_COLUMNS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
 Data: TypeAlias = Questions | DatasetDict | Sequence[Mapping[str, Any]] | str | Path
@@ -24,7 +26,7 @@ Data: TypeAlias = Questions | DatasetDict | Sequence[Mapping[str, Any]] | str | 
 def load_prompts(name_or_path: str | Path, *, split: str | None = None, held_out: bool = False) -> Questions:
     """Questions from JSON lines (.jsonl, .json, also packed by gzip), parquet, a folder of `save_to_disk`, or the
     Hugging Face hub: "PATH[:SPLIT]"; "reasoning-gym:NAME?size=2000&seed=0&..." makes those of a task (extra
-    `reasoning-gym`), see `gym_dataset`.
+    `reasoning-gym`), see `gym_dataset`, "words?size=200&count=4" those of the built-in task, see `WordsTask`.
 
     The rows of JSON lines are `Rows`, of the same types and keys as in the file; all others are a Dataset. split: in
     place of the one in the name, also datasets' slices such as "train[:100]"; not given: train. held_out: of several

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset, load_from_disk
 
+from policy_split.words.questions import is_words, words_task
+
 from .json_lines import read_json_rows
 from .reasoning_gym import PREFIX, gym_dataset
 from .rows import Questions, Rows
@@ -34,6 +36,9 @@ def read_questions(where: str, *, split: str | None = None, held_out: bool = Fal
     if source.startswith(PREFIX):
         made: Questions = gym_dataset(source, held_out=held_out)
         return made
+    if is_words(source) and not path.exists():
+        task = words_task(source)
+        return Rows(task.rows(split or ("held_out" if held_out else TRAIN)), str(task))
     if path.is_dir():
         return one_split(_from_folder(path), source, split, held_out=held_out)
     if source.endswith(SUFFIXES):

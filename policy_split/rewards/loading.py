@@ -18,8 +18,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from policy_split.data.reasoning_gym import PREFIX, ReasoningGymReward
+from policy_split.words.questions import is_words
 
-REWARD_HELP = "module:function, file.py:function or reasoning-gym:TASK; may be repeated."
+from .words import words_reward
+
+REWARD_HELP = "module:function, file.py:function, reasoning-gym:TASK or words?reference=MODEL; may be repeated."
 RewardFunction = Callable[..., Any]  # -> a list of numbers or None, or a coroutine that returns one
 
 # What a process that has been started anew imports by the name of a reward file, to unpickle what is of it.
@@ -41,7 +44,8 @@ _stubs: list[Path] = []  # their folder, once there is one
 
 
 def load_reward(spec: str) -> RewardFunction:
-    """The function of "package.module:function", "path/to/file.py:function" or "reasoning-gym:task".
+    """The function of "package.module:function", "path/to/file.py:function", "reasoning-gym:task" or
+    "words?reference=MODEL".
 
     A file is a module under a name of its own, which processes that it starts can import; modules beside it are found,
     and beside the working directory those of "module:function". Raises ValueError for another form or a module without
@@ -50,6 +54,8 @@ def load_reward(spec: str) -> RewardFunction:
     """
     if spec.startswith(PREFIX):
         return ReasoningGymReward(spec)
+    if is_words(spec):
+        return words_reward(spec)
     source, _, name = spec.rpartition(":")
     if not source or not name:
         raise ValueError(f"reward {spec!r} must be 'package.module:function' or 'path/to/file.py:function'")

@@ -56,7 +56,7 @@ def document(
 
 
 def _setting(plan: Plan, results: Results, command: str, seconds: float | None) -> str:
-    task, machine = plan.size.task, results.environment["machine"]
+    machine = results.environment["machine"]
     packages = results.environment["packages"]
     settings = {**plan.size.settings, **plan.settings}
     device = ", ".join(machine["devices"]) or f"{plan.jobs} runs at a time on {plan.threads} CPU thread(s) each"
@@ -65,11 +65,9 @@ def _setting(plan: Plan, results: Results, command: str, seconds: float | None) 
     return (
         f"Written by `{command}`, {datetime.now(timezone.utc).date().isoformat()}: {device}, {machine['system']}, "
         f"torch {packages['torch']}, transformers {packages['transformers']}.{took}\n\n"
-        f"Countdown with {task.numbers} numbers up to {task.largest}, targets up to {task.largest_target}, at least "
-        f"{task.fewest_answers} right answers each; a decoder of width {plan.size.width} and {plan.size.layers} "
-        f"layers, from one common warm start. For every algorithm {settings['max_steps']} steps of "
+        f"{plan.task.described(plan.size)} For every algorithm {settings['max_steps']} steps of "
         f"{settings['prompts_per_step']} questions and {2 * settings['num_generations']} responses each. Measured on "
-        f"{questions} problems of the {plan.split!r} split, {plan.samples} responses of each mode; seeds "
+        f"{questions} questions of the {plan.split!r} split, {plan.samples} responses of each mode; seeds "
         f"{', '.join(map(str, results.seeds))}."
     )
 

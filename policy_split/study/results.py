@@ -12,9 +12,9 @@ from policy_split.modes import HIGH_ENTROPY, MODE_NAMES
 from policy_split.run_folder.checkpoints import METRICS
 from policy_split.run_folder.output_dir import ENVIRONMENT
 
+from .place import EVALUATION, WARM_START
 from .plan import Plan
 from .runner import finished
-from .work import EVALUATION, WARM_START
 
 # columns of metrics.jsonl
 CURVES = (

@@ -14,8 +14,8 @@ from typing import Any
 from policy_split.config import PolicySplitConfig
 from policy_split.storage.whole_folder import replace_text
 
+from .place import EVALUATION, SPEC, WARM_START
 from .plan import Plan
-from .work import EVALUATION, SPEC, WARM_START
 
 LOG, ENDED_BY_REQUEST = "output.log", 130
 POLL_SECONDS, PATIENCE_SECONDS = 0.2, 60.0

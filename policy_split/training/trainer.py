@@ -26,7 +26,6 @@ from transformers import PreTrainedModel, TrainerState, get_scheduler
 from policy_split.config import PolicySplitConfig
 from policy_split.data.datasets import Data, as_prompts, check_apart, longest_prompt
 from policy_split.data.order import QuestionOrder
-from policy_split.data.reasoning_gym import own_reward
 from policy_split.evaluation.evaluate import evaluate_policy, plain_text
 from policy_split.evaluation.question_scores import Key
 from policy_split.models.adapters import add_adapter, check_adapter, is_adapted, merged
@@ -34,6 +33,7 @@ from policy_split.models.policy import Policy, check_fit, enable_checkpointing, 
 from policy_split.progress import track
 from policy_split.rewards.calls import reward_name
 from policy_split.rewards.functions import as_reward_functions, check_columns
+from policy_split.rewards.own import reward_of
 from policy_split.rollouts.metrics import Sums, add_sums, logged_sums, means, rollout_sums, sum_and_count
 from policy_split.rollouts.micro_batches import optimizer_batches
 from policy_split.rollouts.rollout import BLOCKS, SINGLE_BLOCKS, Rollout, make_rollout, score_rollout
@@ -95,9 +95,10 @@ class PolicySplitTrainer:
         self.eval_dataset = None if eval_dataset is None else as_prompts(eval_dataset, "eval_dataset", held_out=True)
         if self.eval_dataset is not None:
             check_apart(self.train_dataset, self.eval_dataset)
-        reward_funcs = own_reward(self.train_dataset) if reward_funcs is None else reward_funcs
         if reward_funcs is None:
-            raise ValueError("reward_funcs is None; only a reasoning-gym dataset has a reward of its own")
+            reward_funcs = reward_of(self.train_dataset, model if isinstance(model, str) else None)
+        if reward_funcs is None:
+            raise ValueError("reward_funcs is None; only reasoning-gym and words have a reward of their own")
         self.rewards = as_reward_functions(reward_funcs, config.reward_weights, config.reward_timeout)
         if config.eval_steps and self.eval_dataset is None:
             raise ValueError(f"eval_steps={config.eval_steps} needs an eval_dataset")

@@ -1,0 +1,48 @@
+"""The study on the words task: one model as it is, the test words for every run, and what its document says."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import words_plan
+from datasets import Dataset
+
+from policy_split.study import runner
+from policy_split.words.word_list import Word
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    return words_plan.plan(words_plan.save_model(tmp_path_factory.mktemp("words") / "model"))
+
+
+@pytest.fixture(scope="module")
+def done(plan, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "runs"
+    runner.run_study(plan, folder)
+    return folder
+
+
+def test_every_run_writes_with_the_same_words_that_training_has_not(done):
+    start = done / "warm-start"
+    questions, train = (Dataset.load_from_disk(start / name) for name in ("questions", "train"))
+    assert (len(questions), len(train)) == (3, 6)
+    assert {Word("noun", word, ()).split for row in questions["words"] for word in row} == {"test"}
+    assert {Word("noun", word, ()).split for row in train["words"] for word in row} == {"train"}
+    before = json.loads((start / "evaluation.json").read_text())
+    for path in done.glob("*-1/evaluation.json"):
+        assert json.loads(path.read_text())["questions"] == before["questions"] == list(questions["prompt"])
+    assert len(list(done.glob("*-1/evaluation.json"))) == 2
+
+
+def test_the_start_is_the_model_as_it_is(plan, done):
+    given, kept = (folder / "model.safetensors" for folder in (type(done)(plan.size.model), done / "warm-start/model"))
+    assert given.read_bytes() == kept.read_bytes()
+
+
+def test_a_finished_run_is_not_repeated_and_another_model_is_refused(plan, done):
+    stamps = {path: path.stat().st_mtime_ns for path in done.rglob("*")}
+    runner.run_study(plan, done)
+    assert {path: path.stat().st_mtime_ns for path in done.rglob("*")} == stamps
+    with pytest.raises(ValueError, match="warm-start holds a run with other size; choose another --output"):
+        runner.run_study(replace(plan, size=replace(plan.size, model="other")), done)
