@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 FEWEST_WORDS, MOST_WORDS = 4, 16
-# compounds are words of their own: "dog-eared" does not use "dog"
-WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
+# compounds are words of their own: "dog-eared" does not use "dog", nor does "dog2"
+WORD = re.compile(r"(?<!\w)[^\W\d_]+(?:['-][^\W\d_]+)*(?!\w)")
 QUOTES = "\"'“”‘’«»"
 ENDING = re.compile(rf"[.!?…]+[{QUOTES})]*$")
 # a stop inside a text, what closes behind it, and what comes then
-INNER_STOP = re.compile(rf"(?P<stop>[.!?…]+)(?P<closed>[{QUOTES})]*)(?P<space>\s*)(?P<next>\S)")
+INNER_STOP = re.compile(
+    rf"(?P<stop>[.!?…]+)(?P<closed>[{QUOTES})]*)(?P<space>\s*)[{QUOTES}(]*(?P<next>[^\s.!?…{QUOTES}()])"
+)
 FUNCTION_WORDS = (
     "a an the and or but so to of in on at by for from with into over under as up down out off through that it its he "
     "him his she her they them their i me my you your we us our is was were are be been had has have not no"
@@ -20,6 +22,9 @@ FUNCTION_WORDS = (
 TITLES_AND_SUCH = "mr mrs ms dr st prof sr jr vs etc no mt"
 REPEATABLE, ABBREVIATIONS = frozenset(FUNCTION_WORDS.split()), frozenset(TITLES_AND_SUCH.split())
 JOINED = re.compile(r"\s*(,\s*(and|or)?|\s(and|or|&)|[/;|+])\s*", re.IGNORECASE)
+
+
+UNQUOTED = str.maketrans("", "", QUOTES)
 
 
 def normalized(text: str) -> str:
@@ -87,7 +92,7 @@ def _ends_here(text: str, match: re.Match[str]) -> bool:
             return False
     if match["closed"] or match["stop"].endswith(("…", "..")):  # what someone says, a pause
         return not following.islower()
-    return not (match["stop"] in ("!", "?") and following in QUOTES)
+    return True
 
 
 def _lists(text: str, forms: Sequence[Sequence[str]]) -> bool:
@@ -100,7 +105,7 @@ def _lists(text: str, forms: Sequence[Sequence[str]]) -> bool:
         if _bare(match[0]) not in asked:
             row, end = 0, None
             continue
-        row = row + 1 if end is not None and JOINED.fullmatch(text[end : match.start()]) else 1
+        row = row + 1 if end is not None and JOINED.fullmatch(text[end : match.start()].translate(UNQUOTED)) else 1
         end = match.end()
         if row == 3:
             return True
