@@ -83,7 +83,6 @@ WORDS_SIZE = WordsSize(
         "clamp": "code",
         "share_correction": "truncated",
         "share_prompts": True,
-        "bf16": True,
         "sample_steps": 4,
         "save_steps": 6,
         "save_total_limit": 1,
