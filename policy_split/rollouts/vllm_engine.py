@@ -108,7 +108,7 @@ class VllmEngine:
         options |= {"stop_token_ids": self.end_ids, "ignore_eos": True, "detokenize": False, "logprobs": 0}
         parameters = [self.vllm.SamplingParams(seed=seed, **options) for seed in seeds]
         asked = [{"prompt_token_ids": list(ids)} for ids in prompts]
-        with self._failing("failed while it generated"):
+        with self._failing("failed while it generated"), as_it_was():
             answers = self.llm.generate(asked, parameters, use_tqdm=False)
             return [_drawn(answer.outputs[0]) for answer in answers]
 
@@ -162,7 +162,8 @@ def _pack_tied_head(model: Any) -> None:
 
 @contextmanager
 def as_it_was() -> Iterator[None]:
-    """Starting vLLM seeds every generator and, on a CPU, takes torch.set_num_threads away: neither is seen outside."""
+    """vLLM seeds every generator when it starts, on a CPU takes torch.set_num_threads away, and draws from the global
+    generator whatever the seeds are: nothing of that is seen outside."""
     threads = torch.set_num_threads
     states = random.getstate(), numpy.random.get_state()
     try:

@@ -34,6 +34,7 @@ class LLM:
 
     def generate(self, prompts, parameters, use_tqdm):
         self._told("generate", prompts, parameters, use_tqdm)
+        torch.rand(3)
         logprobs = [{7: SimpleNamespace(logprob=-0.5)}, {2: SimpleNamespace(logprob=-1.5)}]
         return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[7, 2], logprobs=logprobs)]) for _ in prompts]
 
@@ -90,6 +91,7 @@ def test_its_start(tmp_path, vllm):
 
 def test_what_is_sampled(tmp_path, vllm):
     made = engine(tmp_path, [25])
+    state = torch.get_rng_state()
     drawn = made.generate([[4, 5], (6,)], [11, 12], temperature=0.7, max_tokens=9)
     assert drawn == [([7, 2], [-0.5, -1.5])] * 2
     _, prompts, parameters, bar = made.llm.told[1]
@@ -100,6 +102,7 @@ def test_what_is_sampled(tmp_path, vllm):
     expected |= {"stop_token_ids": [2, 3], "ignore_eos": True, "detokenize": False}
     assert parameters == [expected] * 2
     assert bar is False
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_an_update_packs_on_a_cpu_and_forgets_prefixes(tmp_path, vllm):
