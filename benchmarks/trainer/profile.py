@@ -28,6 +28,7 @@ from policy_split.countdown.grading import countdown_reward
 from policy_split.countdown.job import warm_start_countdown
 from policy_split.countdown.problems import warm_start_examples
 from policy_split.countdown.sizes import SIZES
+from policy_split.rollouts import engine
 from policy_split.rollouts import rollout as rollouts
 from policy_split.run_folder.record import Record, described
 from policy_split.run_folder.runlog import RunLog
@@ -100,7 +101,7 @@ def phases_of(runs: list[PolicySplitTrainer]) -> Iterator[Phases]:
     """The phases of the runs' steps, as long as the context lasts."""
     phases = Phases()
     functions = [
-        (rollouts, "sample", GENERATE), (rollouts, "grade", "rewards"), (trainers, "score_rollout", SCORE),
+        (engine, "sample", GENERATE), (rollouts, "grade", "rewards"), (trainers, "score_rollout", SCORE),
         (trainers, "rollout_sums", "metrics of the rollout"), (RunLog, "write", "log"),
         (DualTokens, "fill", "advantages"), (BaselineTokens, "fill", "advantages"),
     ]  # fmt: skip

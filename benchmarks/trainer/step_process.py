@@ -81,7 +81,7 @@ class Phases:
 
 
 def ours(size: Size, algorithm: str, folder: str, phases: Phases) -> tuple[Callable[[], Any], int]:
-    from policy_split.rollouts import rollout
+    from policy_split.rollouts import engine
     from policy_split.training import trainer as trainers
 
     dual = algorithm == "policy_split"
@@ -91,7 +91,7 @@ def ours(size: Size, algorithm: str, folder: str, phases: Phases) -> tuple[Calla
         max_prompt_length=None, high_entropy_prompt=SYSTEM, learning_rate=1e-5, sample_steps=0, max_steps=10_000,
         use_cpu=not torch.cuda.is_available(), disable_tqdm=True, lm_head_chunk_bytes=256 << 20,
     )  # fmt: skip
-    phases.around(rollout, "sample", "generation")
+    phases.around(engine, "sample", "generation")
     phases.around(trainers, "score_rollout", "scoring")
     run = trainers.PolicySplitTrainer(model_of(size), tokenizer_of(size), reward, questions_of(size), config)
     phases.around(run.update, "step", "update")

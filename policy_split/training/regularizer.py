@@ -38,7 +38,7 @@ def push_coefficients(config: PolicySplitConfig) -> tuple[float, float]:
 
 
 def mode_push(
-    logits: Tensor,  # (2*B, ..., V) of both modes: as rollout.cut pairs the rows, padded or packed
+    logits: Tensor,  # (2*B, ..., V) of both modes: as micro_batches.cut pairs the rows, padded or packed
     weights: Tensor,  # (2*B, ...)
     mask: Tensor,  # (2*B, ...)
     coefficients: Sequence[float],  # in the modes' order

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import tiny
 import torch
 
-from policy_split.rollouts import rollout
+from policy_split.rollouts import engine
 from policy_split.training.trainer import PolicySplitTrainer
 
 # prompts_per_step is 4: each of two processes has two questions
@@ -56,7 +56,7 @@ def responses_by_question():
             rows.append((words + [2] + [0] * width)[:width])
         return torch.tensor(rows)
 
-    with patch.object(rollout, "sample", sample):
+    with patch.object(engine, "sample", sample):
         yield
 
 
