@@ -200,7 +200,8 @@ def format_table(before: Mapping[str, Any], after: Mapping[str, Any] | None = No
 def _checked(
     model: PreTrainedModel, tokenizer: Any, dataset: Any, reward_funcs: Any, config: PolicySplitConfig
 ) -> tuple[Policy, Questions, list[tuple[RewardFunction, float]]]:
-    policy, dataset = Policy(model, tokenizer), as_prompts(dataset, "the evaluation dataset", held_out=True)
+    policy = Policy(model, tokenizer, share=bool(config.share_prompts))
+    dataset = as_prompts(dataset, "the evaluation dataset", held_out=True)
     policy.check_padding()
     functions = as_reward_functions(reward_funcs, config.reward_weights, config.reward_timeout)
     check_columns(functions, dataset.column_names)
