@@ -17,9 +17,11 @@ from policy_split.data.datasets import DATASET_HELP, load_prompts
 from policy_split.data.rows import Questions
 from policy_split.evaluation.comparison import compare
 from policy_split.evaluation.evaluate import evaluate_in_detail, plain_text
+from policy_split.evaluation.judge import Judge
 from policy_split.evaluation.question_scores import Key
 from policy_split.evaluation.tables import comparison_table, evaluation_table
 from policy_split.model_card.card import renew_card
+from policy_split.models.gguf import BASE_MODEL, is_converted
 from policy_split.models.policy import load_model, load_tokenizer, placed
 from policy_split.models.source import check_source
 from policy_split.rewards.loading import REWARD_HELP
@@ -27,6 +29,8 @@ from policy_split.rewards.own import reward_of
 from policy_split.run_folder.checkpoints import CHECKPOINTS
 from policy_split.run_folder.record import read_settings
 from policy_split.storage.whole_folder import replace_text
+
+from .judge_arguments import add_judge_arguments, chosen_judge
 
 HELP = """Measure both modes of a trained model: accuracy, unbiased pass@k, entropy, length, different correct
 answers, repetition and the exact KL between the modes, each with a 95 % bootstrap interval over the
@@ -73,6 +77,7 @@ class Task:
     reward_funcs: Any
     key: Key
     correct_reward: float
+    judge: Judge | None
 
 
 def run(arguments: list[str]) -> int:
@@ -118,6 +123,8 @@ def _output(chosen: Any) -> Path | None:
         raise ValueError(f"--num-samples={chosen.num_samples} must be at least 1")
     if done and not (chosen.against or "").endswith(".json"):
         raise ValueError(f"{chosen.model} has been evaluated; give --against the JSON of another evaluation")
+    if done and chosen.judge:
+        raise ValueError(f"--judge {chosen.judge}: {chosen.model} holds no responses to grade; give the run or model")
     if done and chosen.output is None:
         return None
     output = Path(chosen.output or (Path(chosen.model) / NAME if _is_run(chosen.model) else NAME))
@@ -146,6 +153,7 @@ def _parse(arguments: list[str], defaults: Mapping[str, Any]) -> tuple[Any, dict
     parser.add_argument("--dataset", help=f"{DATASET_HELP} with a `prompt` column.")
     parser.add_argument("--reward", action="append", help=REWARD_HELP)
     parser.add_argument("--correct-reward", "--correct_reward", type=float, default=1.0, help="From here on correct.")
+    add_judge_arguments(parser)
     parser.add_argument("--output", help=f"JSON to write. Not given: {NAME} in the run's folder, or in this one.")
     parser.set_defaults(**defaults)
     settings, chosen = parser.parse_args_into_dataclasses(arguments)
@@ -166,14 +174,14 @@ def _evaluated(model: str, arguments: list[str], task: Task | None) -> tuple[Tas
     loaded = placed(load_model(model, config), device)
     evaluation = evaluate_in_detail(
         loaded, tokenizer, task.dataset, task.reward_funcs, replace(config, prompts_per_step=prompts),
-        chosen.num_samples, key=task.key, correct_reward=task.correct_reward,
+        chosen.num_samples, key=task.key, correct_reward=task.correct_reward, judge=task.judge,
     )  # fmt: skip
     return task, {"model": model, "settings": settings} | evaluation
 
 
 def _task(chosen: Any, tokenizer: PreTrainedTokenizerBase) -> Task:
     key = canonical if is_countdown(tokenizer) else plain_text
-    count, reward = chosen.num_questions, chosen.reward
+    count, reward, judge = chosen.num_questions, chosen.reward, chosen_judge(chosen)
     if count is not None and count < 1:
         raise ValueError(f"--num-questions={count} must be at least 1")
     if chosen.dataset is None:
@@ -183,14 +191,14 @@ def _task(chosen: Any, tokenizer: PreTrainedTokenizerBase) -> Task:
         size = load_size(_run_folder(chosen.model)) or SIZES["small"]
         count = size.held_out_questions if count is None else count
         dataset = size.task.dataset(count, seed=QUESTIONS_SEED, split="held_out")
-        return Task(dataset, reward or countdown_reward, key, chosen.correct_reward)
+        return Task(dataset, reward or countdown_reward, key, chosen.correct_reward, judge)
     dataset = load_prompts(chosen.dataset, held_out=True)
-    reward = reward or reward_of(dataset, _run_settings(chosen.model).get("model") or chosen.model)
+    reward = reward or reward_of(dataset, _started_from(chosen.model))
     if reward is None:
         raise ValueError("--dataset needs --reward as well, such as --reward my_rewards.py:reward")
     if count is not None:
         dataset = dataset.select(range(min(count, len(dataset))))
-    return Task(dataset, reward, key, chosen.correct_reward)
+    return Task(dataset, reward, key, chosen.correct_reward, judge)
 
 
 def is_countdown(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -206,6 +214,12 @@ def _is_run(model: str) -> bool:
 
 def _run_settings(model: str) -> dict[str, Any]:
     return read_settings(_run_folder(model)) or {}
+
+
+def _started_from(model: str) -> str:
+    """The model before its training, as far as its run says."""
+    kept = _run_folder(model).absolute() / BASE_MODEL
+    return str(kept) if is_converted(kept) else _run_settings(model).get("model") or model
 
 
 def _run_folder(model: str) -> Path:

@@ -11,7 +11,7 @@ from policy_split.countdown.sizes import CountdownSize
 from policy_split.data.datasets import load_prompts
 from policy_split.models.gguf import BASE_MODEL, converted, is_converted, kept_conversion
 from policy_split.models.source import gguf_file
-from policy_split.rewards.own import reward_of
+from policy_split.rewards.own import brings_reward, reward_of
 from policy_split.run_folder.checkpoints import stopped_before_first
 from policy_split.run_folder.output_dir import check_output_dir, earlier_run
 from policy_split.run_folder.record import source_name
@@ -46,12 +46,13 @@ def train_model(asked: Asked) -> int:
     check_output_dir(output, resume=resume, overwrite=config.overwrite_output_dir)  # before what takes long
     dataset = load_prompts(sources["dataset"])
     evaluated = None if sources["eval_dataset"] is None else load_prompts(sources["eval_dataset"], held_out=True)
-    reward = sources["reward"] or reward_of(dataset, sources["model"])
-    if reward is None:
+    if not sources["reward"] and not brings_reward(dataset):
         raise ValueError("--model needs --reward as well, such as --reward my_rewards.py:reward")
     with PartialState(cpu=config.use_cpu).main_process_first():
         model = base_model(sources["model"], config)
-    trainer = PolicySplitTrainer(model, None, reward, dataset, config, eval_dataset=evaluated)
+    trainer = PolicySplitTrainer(
+        model, None, sources["reward"] or reward_of(dataset, model), dataset, config, eval_dataset=evaluated
+    )
     trainer.sources = {name: source_name(value) for name, value in sources.items() if value is not None}
     choose_threads(trainer)
     trainer.train(resume_from_checkpoint=resume, resume_anyway=asked.resume_anyway)

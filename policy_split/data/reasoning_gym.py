@@ -132,9 +132,14 @@ class ReasoningGymReward:
         return self.workers[key]
 
 
+def is_gym(dataset: Questions) -> bool:
+    """Whether every row is of a task of reasoning-gym."""
+    return bool(_tasks(dataset))
+
+
 def own_reward(dataset: Questions) -> ReasoningGymReward | None:
     """The reward of a dataset that `gym_dataset` has made, also if it was saved since; None for any other."""
-    return ReasoningGymReward(dataset["task"][0]) if _tasks(dataset) else None
+    return ReasoningGymReward(dataset["task"][0]) if is_gym(dataset) else None
 
 
 def check_held_out(train: Questions, evaluated: Questions) -> bool:

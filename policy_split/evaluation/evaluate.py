@@ -23,6 +23,7 @@ from policy_split.rollouts.rollout import Rollout, make_rollout, score_rollout
 from policy_split.rollouts.sampling import seed_of
 
 from .comparison import summarize
+from .judge import Judge
 from .question_scores import Key, correct_answers, question_scores
 from .tables import markdown
 
@@ -83,6 +84,7 @@ def evaluate_in_detail(
     key: Key = plain_text,
     correct_reward: float = 1.0,
     seed: int = 0,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Both modes as `evaluate_modes` samples them, with pass@k, diversity, intervals and the numbers of each question.
 
@@ -92,6 +94,7 @@ def evaluate_in_detail(
     `distinct_correct_8`, `entropy`, `mean_length`, `truncated`, `distinct_1` to `distinct_3`, `div_ngram_8` and
     `div_bleu_8`, as `question_scores` measures them; the KLs are exact. s: {"mean", "low", "high"}, mean over the
     questions and 95 % bootstrap interval.
+    judge: adds `judge_creativity`, `judge_originality` and `judge_imagery`, see `Judge`.
     Every question has the same weight, whereas `evaluate_modes` gives it to every token: entropies and KLs of both
     differ by that. Two results on the same questions are what `compare` takes. One process. Raises what
     `evaluate_modes` raises.
@@ -99,12 +102,15 @@ def evaluate_in_detail(
     # both prompts are asked, whatever algorithm has trained the model
     config = replace(config, algorithm="policy_split", algorithm_settings=None, log_exact_kl=True)
     policy, dataset, functions = _checked(model, tokenizer, dataset, reward_funcs, config)
-    training, parts = model.training, []
+    training, parts, asked = model.training, [], list(dataset["prompt"])
     model.eval()
     try:
         for _, rollout in _rollouts(policy, dataset, functions, config, num_samples, seed):
             _check_graded(rollout)
             parts.append(question_scores(rollout, policy.end_ids, key, correct_reward))
+            if judge is not None:
+                parts[-1] |= judge.question_scores(asked[: rollout.num_prompts], rollout.texts)
+                del asked[: rollout.num_prompts]
     finally:
         model.train(training)
     scores = {name: torch.cat([part[name] for part in parts]).tolist() for name in parts[0]}

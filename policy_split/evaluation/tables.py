@@ -16,6 +16,9 @@ MEASURES = {  # name -> (title, decimal places)
     "distinct_3": ("distinct-3", 3),
     "div_ngram_8": ("Div-n-gram of 8", 3),
     "div_bleu_8": ("Div-BLEU of 8", 3),
+    "judge_creativity": ("creativity, judged 1 to 10", 2),
+    "judge_originality": ("originality, judged 1 to 10", 2),
+    "judge_imagery": ("imagery, judged 1 to 10", 2),
     "mean_length": ("length (tokens)", 2),
     "truncated": ("cut off at the longest length", 3),
 }

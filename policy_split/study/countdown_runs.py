@@ -14,10 +14,12 @@ from policy_split.countdown.problems import warm_start_examples
 from policy_split.countdown.sizes import CountdownSize, save_size
 from policy_split.evaluation.question_scores import Key
 
+from . import story
 from .place import MODEL, QUESTIONS, QUESTIONS_SEED, TRAIN, WARM_START_SEED, on_device, once
 
 EXAMPLES = "examples"
 key: Key = canonical
+STORY = story.COUNTDOWN
 
 
 def prepare(folder: Path, size: CountdownSize, split: str) -> None:

@@ -7,24 +7,13 @@ from datetime import datetime, timezone
 
 from policy_split.evaluation.statistics import sizes_of_k
 from policy_split.evaluation.tables import markdown, p_value_text
-from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, NORMAL
 
 from .curves import WINDOW
 from .plan import Plan
 from .results import Results, measure_of
 from .statistics import Difference, Estimate, difference, estimate
+from .story import BEST, OWN_NORMAL, Claim, H, N
 from .variants import GRPO, POLICY_SPLIT, Variant
-
-N, H = MODE_NAMES[NORMAL], MODE_NAMES[HIGH_ENTROPY]
-MEASURES = {  # measure -> (title, decimal places)
-    "accuracy": ("accuracy", 3),
-    "pass@8": ("best of 8", 3),
-    "pass@64": ("best of 64", 3),
-    "distinct_correct_8": ("different correct of 8", 2),
-    "distinct_correct": ("different correct of {samples}", 2),
-    "entropy": ("entropy (nats/token)", 3),
-    "kl": ("KL to the other prompt (nats/token)", 3),
-}
 
 
 def document(
@@ -32,7 +21,7 @@ def document(
 ) -> str:
     """Markdown; `figure` and `data` are links to the curves."""
     parts = [
-        "# The comparison at our scale",
+        f"# {plan.task.STORY.title}",
         _setting(plan, results, command, seconds),
         "## What the paper says, and what came out",
         _claims(plan, results),
@@ -79,24 +68,20 @@ def _claims(plan: Plan, results: Results) -> str:
         return "GRPO and Policy Split are not both among the runs."
     split, rows = POLICY_SPLIT.name, [["claim", "Policy Split", "against", "difference [95 % interval]", "p", ""]]
     baselines = [variant for variant in plan.variants if not variant.dual_mode]
+    measures = _measures(plan)
 
-    def row(claim: str, measure: str, mode: str, other: Variant, other_mode: str = N) -> None:
-        ours, theirs = results.values(split, measure, mode), results.values(other.name, measure, other_mode)
-        delta, places = difference(ours, theirs), MEASURES[measure][1]
+    def row(claim: Claim) -> list[str]:
+        own = claim.against == OWN_NORMAL
+        best = _best(results, baselines, claim.measure) if claim.against == BEST else GRPO
+        other = POLICY_SPLIT if own else best
+        ours = results.values(split, claim.measure, claim.mode)
+        theirs = results.values(other.name, claim.measure, N)
+        delta, places = difference(ours, theirs), measures[claim.measure][1]
         verdict = "yes" if delta.low > 0 else "NO" if delta.high < 0 else "not distinguishable"
         against = f"{other.title}: {statistics.fmean(theirs):.{places}f}"
-        cells = [f"{statistics.fmean(ours):.{places}f}", against, *_cells(delta, places), verdict]
-        rows.append([claim, *cells])
+        return [claim.text, f"{statistics.fmean(ours):.{places}f}", against, *_cells(delta, places), verdict]
 
-    row("the normal mode is more accurate than GRPO", "accuracy", N, GRPO)
-    row("... than the most accurate baseline", "accuracy", N, _best(results, baselines, "accuracy"))
-    row("the normal mode keeps more entropy than GRPO", "entropy", N, GRPO)
-    for measure in ("distinct_correct_8", "pass@8"):
-        best = _best(results, baselines, measure)
-        title = MEASURES[measure][0]
-        row(f"the high-entropy mode is ahead of every baseline in {title}", measure, H, best)
-        row(f"... and of its own normal mode in {title}", measure, H, POLICY_SPLIT, N)
-    row("the high-entropy mode has more entropy than the normal one", "entropy", H, POLICY_SPLIT, N)
+    rows += [row(claim) for claim in plan.task.STORY.claims if claim.measure in measures]
     kl, before = results.values(split, "kl", H), results.before["kl_high_normal"]["mean"]
     times = statistics.fmean(kl) / before
     lines = [
@@ -115,7 +100,7 @@ def _ablations(plan: Plan, results: Results) -> str:
             cells = [variant.title]
             for measure, mode in (("accuracy", N), ("distinct_correct_8", H)):
                 values = (results.values(name, measure, mode) for name in (variant.name, POLICY_SPLIT.name))
-                cells += _cells(difference(*values), MEASURES[measure][1])
+                cells += _cells(difference(*values), plan.task.STORY.measures[measure][1])
             rows.append(cells)
     return markdown(rows) if len(rows) > 1 else ""
 
@@ -138,15 +123,16 @@ def _table(plan: Plan, results: Results) -> str:
 
 
 def _differences(plan: Plan, results: Results) -> str:
-    rows = [["minus GRPO, normal prompt", "prompt", "accuracy", "p", "best of 8", "p", "different correct of 8", "p"]]
+    measures, compared = plan.task.STORY.measures, plan.task.STORY.compared
+    rows = [["minus GRPO, normal prompt", "prompt", *(cell for name in compared for cell in (measures[name][0], "p"))]]
     for variant in plan.variants:
         for mode in (N, H) if variant.dual_mode else (N,):
             if variant.name == GRPO.name or GRPO.name not in results.runs:
                 continue
             cells: list[str] = []
-            for measure in ("accuracy", "pass@8", "distinct_correct_8"):
+            for measure in compared:
                 ours, theirs = results.values(variant.name, measure, mode), results.values(GRPO.name, measure, N)
-                cells += _cells(difference(ours, theirs), MEASURES[measure][1])
+                cells += _cells(difference(ours, theirs), measures[measure][1])
             rows.append([variant.title, mode.replace("_", "-"), *cells])
     return markdown(rows)
 
@@ -170,8 +156,8 @@ def _settings(plan: Plan) -> str:
 
 
 def _measures(plan: Plan) -> dict[str, tuple[str, int]]:
-    drawn = {"pass@8": 8, "pass@64": 64, "distinct_correct_8": 8}
-    return {name: value for name, value in MEASURES.items() if plan.samples >= drawn.get(name, 1)}
+    drawn = {"pass@64": 64} | dict.fromkeys(("pass@8", "distinct_correct_8", "div_ngram_8", "div_bleu_8"), 8)
+    return {name: value for name, value in plan.task.STORY.measures.items() if plan.samples >= drawn.get(name, 1)}
 
 
 def _best(results: Results, variants: Sequence[Variant], measure: str) -> Variant:

@@ -15,9 +15,11 @@ from policy_split.models.source import check_source
 from policy_split.rewards.words import WordsReward
 from policy_split.words.questions import WordsTask
 
+from . import story
 from .place import MODEL, QUESTIONS, QUESTIONS_SEED, TRAIN, once
 
 key: Key = plain_text
+STORY = story.WORDS
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ SETTINGS = {
 
 def save_model(folder: Path) -> str:
     """A model whose tokens are whole words of our list, saved; returns its path."""
-    words = [*OTHERS, *dict.fromkeys(form for word in read_word_list() for form in word.forms)]
+    words = list(dict.fromkeys([*OTHERS, *(form for word in read_word_list() for form in word.forms)]))
     inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
