@@ -20,7 +20,7 @@ AFTER_PARSING = {
     "sample": ("sample", "check_source"),
     "export": ("export", "check_source"),
     "report": ("report", "report"),
-    "study": ("study", "run_study"),
+    "study": ("study", "check_source", "run_study"),
     "countdown": ("countdown", "markdown"),
     "plot": ("plot", "plot_run"),
     "doctor": ("doctor", "examine"),
