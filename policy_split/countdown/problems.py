@@ -138,7 +138,7 @@ def warm_start_examples(
     Problems with few answers are among them, and the smaller ones have numbers up to the larger of the task's two
     bounds; none of them is held out.
     """
-    task = replace(task, fewest_answers=1)
+    task = replace(task, fewest_answers=1, each_once=False)
     tasks = [(task, count)]
     if easier:
         largest = max(task.largest, task.largest_target)

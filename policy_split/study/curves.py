@@ -1,4 +1,7 @@
-"""The curves of a study: mean and range over the seeds, at few enough steps for a small file."""
+"""The curves of a study: mean and range over the seeds, at few enough steps for a small file.
+
+Of what training logs running means, and what evaluations on the way have measured.
+"""
 
 import json
 import math
@@ -11,17 +14,18 @@ import numpy as np
 from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, NORMAL
 from policy_split.storage.whole_folder import replace_text
 
-from .results import Results
+from .results import Results, measure_of
 from .variants import Variant
 
 WINDOW = 20  # steps of the running mean
 POINTS = 60  # of each curve
+EVALUATED = ("accuracy", "distinct_correct_8")  # on the way
 DIGITS = 5  # of each number in the file
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One variant and mode in a panel ("entropy", "reward" or "kl"); NaN where a seed has no number."""
+    """One variant and mode in a panel of `figures.PANELS`; NaN where a seed has no number."""
 
     panel: str
     variant: str
@@ -34,13 +38,28 @@ class Curve:
 
 
 def study_curves(results: Results, variants: Sequence[Variant]) -> list[Curve]:
-    """Running means of every column that some seed has a number of."""
+    """Running means of every column that some seed has a number of, and the evaluations on the way."""
     curves = []
     for variant in variants:
         for panel, mode, column in _columns(variant):
             runs = [results.runs[variant.name][seed].curves[column] for seed in results.seeds]
             if any(math.isfinite(value) for run in runs for value in run):
                 curves.append(Curve(panel, variant.name, variant.title, mode, *_thinned(runs)))
+        curves += _evaluated(results, variant)
+    return curves
+
+
+def _evaluated(results: Results, variant: Variant) -> list[Curve]:
+    """Of the milestones that every seed has, where there are others than the first and the last."""
+    runs = [results.runs[variant.name][seed].milestones for seed in results.seeds]
+    steps = sorted(set.intersection(*({milestone.step for milestone in run} for run in runs)))
+    curves: list[Curve] = []
+    if len(steps) <= 2:
+        return curves
+    for panel, mode in ((panel, mode) for panel in EVALUATED for mode in _modes(variant)):
+        values = np.array([[measure_of(m.evaluation, panel, mode) for m in run if m.step in steps] for run in runs])
+        shown = (values.mean(0).tolist(), values.min(0).tolist(), values.max(0).tolist())
+        curves.append(Curve(panel, variant.name, variant.title, mode, steps, *shown))
     return curves
 
 
@@ -61,10 +80,14 @@ NUMBERS = ("mean", "low", "high")
 
 def _columns(variant: Variant) -> list[tuple[str, str, str]]:
     """(panel, mode, column of metrics.jsonl)"""
-    normal, high = MODE_NAMES[NORMAL], MODE_NAMES[HIGH_ENTROPY]
-    modes = (normal, high) if variant.dual_mode else (normal,)
-    columns = [(panel, mode, f"{mode}/{panel}") for panel in ("entropy", "reward") for mode in modes]
+    high = MODE_NAMES[HIGH_ENTROPY]
+    columns = [(panel, mode, f"{mode}/{panel}") for panel in ("entropy", "reward") for mode in _modes(variant)]
     return [*columns, ("kl", high, "policy_split/kl_high_normal")] if variant.dual_mode else columns
+
+
+def _modes(variant: Variant) -> tuple[str, ...]:
+    normal, high = MODE_NAMES[NORMAL], MODE_NAMES[HIGH_ENTROPY]
+    return (normal, high) if variant.dual_mode else (normal,)
 
 
 def _thinned(runs: Sequence[Sequence[float]]) -> tuple[list[int], list[float], list[float], list[float]]:

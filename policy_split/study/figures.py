@@ -1,4 +1,4 @@
-"""The curves of a study as SVG: entropy, reward and KL over the steps, mean and range over the seeds."""
+"""The curves of a study as SVG, mean and range over the seeds: what training logs, and evaluations on the way."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +18,26 @@ PANELS = {
     "reward": "reward on training questions",
     "kl": "KL(high-entropy || normal) (nats/token)",
 }
+EVALUATED = {  # beside those, where there are any
+    "accuracy": "accuracy on held-out questions",
+    "distinct_correct_8": "different correct of 8, held out",
+}
+COLUMNS = 3
 LOGARITHMIC = 10  # from this many times the median on, one curve would press the others flat
 
 
 def draw_curves(curves: Sequence[Curve], target: Path) -> None:
     """Write the figure, the same file from the same curves; ImportError without matplotlib."""
     figure_class = import_extra("matplotlib", "policy-split study", "matplotlib.figure").Figure
-    figure = figure_class(figsize=(13, 4.6), layout="constrained")
+    panels = PANELS | {name: title for name, title in EVALUATED.items() if any(c.panel == name for c in curves)}
+    height = -(-len(panels) // COLUMNS)
+    figure = figure_class(figsize=(13, 0.8 + 3.8 * height), layout="constrained")
     names = list(dict.fromkeys(curve.variant for curve in curves))
     lines: dict[str, Any] = {}
-    for axes, (panel, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+    grid = figure.subplots(height, COLUMNS).flatten()
+    for empty in grid[len(panels) :]:
+        empty.set_axis_off()
+    for axes, (panel, title) in zip(grid, panels.items(), strict=False):
         shown = [curve for curve in curves if curve.panel == panel]
         for curve in shown:
             lines.setdefault(_label(curve), _draw(axes, curve, f"C{names.index(curve.variant) % 10}"))

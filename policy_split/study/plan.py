@@ -8,7 +8,7 @@ from typing import Any
 from policy_split.countdown.sizes import SIZES, CountdownSize
 
 from . import countdown_runs, words_runs
-from .variants import MAIN, NAMES, Variant, chosen_variants
+from .variants import COMPARED, HELD, MAIN, NAMES, QUICK, TARGET, Variant, chosen_variants
 from .words_runs import WordsSize
 
 # The held-out split has been looked at while settings were chosen; the test split only by studies.
@@ -28,12 +28,14 @@ class Plan:
     jobs: int = 2
     threads: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)  # of every run, over those of the size
+    own: Mapping[str, Any] = field(default_factory=dict)  # of Policy Split and its ablations, beside eta
+    every: int | None = None  # steps between evaluations on the way
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"split={self.split!r} must be one of {', '.join(map(repr, SPLITS))}")
-        for name in ("samples", "jobs", "threads"):
-            if getattr(self, name) < 1:
+        for name in ("samples", "jobs", "threads", "every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.variants or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"a study needs variants and seeds, each seed once; got seeds={list(self.seeds)}")
@@ -45,7 +47,8 @@ class Plan:
     def run_spec(self, variant: Variant, seed: int) -> dict[str, Any]:
         """What a run depends on, ready for JSON: a folder with this spec and an evaluation is not run again."""
         settings = {**self.size.settings, **self.settings, **variant.settings, "seed": seed}
-        return {**self.warm_start_spec(), "variant": variant.name, "settings": settings}
+        measured = {} if self.every is None else {"every": self.every}
+        return {**self.warm_start_spec(), "variant": variant.name, "settings": settings, **measured}
 
     @property
     def task(self) -> ModuleType:
@@ -88,12 +91,23 @@ WORDS_SIZE = WordsSize(
         "save_total_limit": 1,
     },
 )
+MAIN_SEEDS, TARGET_SEEDS, QUICK_SEEDS = (401, 402, 403, 404, 405), tuple(range(501, 511)), (601, 602)
+STUDY_SIZE = replace(
+    SIZES["study"],
+    own_settings={**SIZES["study"].own_settings, "sample_steps": 0, "save_steps": 100, "save_total_limit": 1},
+)
+# a small one for the plans that ask whether one target does on both
+FEW = replace(SPLIT_SIZE, task=replace(SPLIT_SIZE.task, each_once=True), train_questions=1200)
 
 
 def _plan(
     size: CountdownSize | WordsSize, names: tuple[str, ...], seeds: tuple[int, ...], eta: float, **options: Any
 ) -> Plan:
-    return Plan(size, chosen_variants(names, eta), seeds, eta=eta, **options)
+    return Plan(size, chosen_variants(names, eta, options.get("own", {})), seeds, eta=eta, **options)
+
+
+def shortened(size: CountdownSize, steps: int) -> CountdownSize:
+    return replace(size, own_settings={**size.own_settings, "max_steps": steps})
 
 
 PLANS = {
@@ -101,5 +115,9 @@ PLANS = {
     "split": _plan(SPLIT_SIZE, MAIN, SPLIT_SEEDS, 0.3),
     "full": _plan(SPLIT_SIZE, NAMES, SPLIT_SEEDS, 0.3),
     "words": _plan(WORDS_SIZE, MAIN, WORDS_SEEDS, 0.3, samples=8, jobs=1),
-    "gpu": _plan(SIZES["gpu"], MAIN, SEEDS[:2], 0.6, jobs=1, threads=8),
+    "main": _plan(STUDY_SIZE, COMPARED, MAIN_SEEDS, 0.6, own=TARGET, samples=32, every=250),
+    "quick": _plan(shortened(STUDY_SIZE, 300), QUICK, QUICK_SEEDS, 0.6, own=TARGET, samples=16, every=100),
+    "target": _plan(shortened(STUDY_SIZE, 800), HELD, TARGET_SEEDS, 0.3, samples=16, every=200),
+    "target-small": _plan(FEW, HELD, TARGET_SEEDS, 0.3, samples=16, every=100),
+    "gpu": _plan(SIZES["gpu"], MAIN, SEEDS[:2], 0.6, own=TARGET, samples=32, every=100, jobs=1, threads=8),
 }

@@ -12,6 +12,7 @@ from policy_split.modes import HIGH_ENTROPY, MODE_NAMES
 from policy_split.run_folder.checkpoints import METRICS
 from policy_split.run_folder.output_dir import ENVIRONMENT
 
+from .milestones import Milestone, read_milestones
 from .place import EVALUATION, WARM_START
 from .plan import Plan
 from .runner import finished
@@ -23,6 +24,7 @@ CURVES = (
     "normal/reward",
     "high_entropy/reward",
     "policy_split/kl_high_normal",
+    "policy_split/eta",
 )
 
 
@@ -34,6 +36,7 @@ class Result:
     curves: Mapping[str, list[float]]
     tokens: int  # generated in training
     step_time: float  # seconds, median
+    milestones: tuple[Milestone, ...] = ()  # from the common start on
 
 
 @dataclass(frozen=True)
@@ -63,21 +66,24 @@ def measure_of(evaluation: Mapping[str, Any], name: str, mode: str) -> float:
 def read_results(plan: Plan, folder: Path) -> Results:
     """Every finished run of the plan; ValueError if no seed is finished for every variant."""
     runs: dict[str, dict[int, Result]] = {variant.name: {} for variant in plan.variants}
+    before = None
     for variant, seed in plan.runs:
         place = folder / f"{variant.name}-{seed}"
         if finished(place):
-            runs[variant.name][seed] = _read(place)
+            before = before or json.loads((folder / WARM_START / EVALUATION).read_text(encoding="utf-8"))
+            runs[variant.name][seed] = _read(place, before)
     seeds = tuple(seed for seed in plan.seeds if all(seed in by_seed for by_seed in runs.values()))
-    if not seeds:
+    if not seeds or before is None:
         raise ValueError(f"{folder}: no seed is finished for all of {', '.join(runs)}")
     first = folder / f"{plan.variants[0].name}-{seeds[0]}" / ENVIRONMENT
-    before = json.loads((folder / WARM_START / EVALUATION).read_text(encoding="utf-8"))
     return Results(runs, seeds, before, json.loads(first.read_text(encoding="utf-8")))
 
 
-def _read(folder: Path) -> Result:
+def _read(folder: Path, before: Mapping[str, Any]) -> Result:
     lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     curves = {name: [row.get(name, math.nan) for row in rows] for name in CURVES}
     evaluation = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
-    return Result(evaluation, curves, rows[-1]["num_tokens"], statistics.median(row["step_time"] for row in rows))
+    step_time = statistics.median(row["step_time"] for row in rows)
+    milestones = read_milestones(folder, rows, before, evaluation)
+    return Result(evaluation, curves, rows[-1]["num_tokens"], step_time, milestones)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from policy_split.evaluation.tables import p_value_text
+
 LEVEL = 0.95
 ROUNDING = 1e-12  # of the largest value: values that differ by less are the same one
 
@@ -46,6 +48,38 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     else:
         p_value = float(stats.ttest_1samp(deltas, 0.0).pvalue)
     return Difference(*_estimate(deltas, largest), p_value)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Corrected for their number (Holm 1979): the chance of one false discovery among all stays below the level.
+
+    NaN, which no seed or one leaves, stays NaN and counts for nothing.
+    """
+    known = sorted((p, place) for place, p in enumerate(p_values) if not np.isnan(p))
+    corrected, largest = [float("nan")] * len(p_values), 0.0
+    for rank, (p, place) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[place] = largest
+    return corrected
+
+
+def interval_text(values: Sequence[float], places: int) -> str:
+    """Mean ± half of the interval; "-" where there is no number."""
+    value = estimate(values)
+    if np.isnan(value.mean):
+        return "-"
+    half = value.high - value.mean
+    return f"{value.mean:.{places}f}" + ("" if np.isnan(half) else f" ±{half:.{places}f}")
+
+
+def difference_text(delta: Difference, places: int) -> tuple[str, str]:
+    """(mean [interval], p)"""
+    interval = "" if np.isnan(delta.low) else f" [{delta.low:+.{places}f}, {delta.high:+.{places}f}]"
+    return f"{delta.mean:+.{places}f}{interval}", p_text(delta.p_value)
+
+
+def p_text(p_value: float) -> str:
+    return "-" if np.isnan(p_value) else p_value_text(p_value)
 
 
 def _estimate(values: np.ndarray, largest: float) -> Estimate:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from policy_split.algorithms.table import ALGORITHMS
+from policy_split.config.presets import PAPER
 
 
 @dataclass(frozen=True)
@@ -46,24 +47,32 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "no_kl_part": ("no KL part (alpha 1)", {"alpha": 1.0}),
     "no_clamp": ("no clamp", {"kappa": None}),
     "paper_clamp": ("the paper's clamp", {"clamp": "paper"}),
-    "paper_settings": ("the paper's settings", {"clamp": "paper", "eta": 0.03, "share_correction": "none"}),
+    "paper_settings": ("the paper's settings", PAPER),
     "no_share_correction": ("no share correction", {"share_correction": "none"}),
     "larger_eta": ("eta 0.6", {"eta": 0.6}),
     "clamp_floor": ("clamp floor 0.1", {"clamp_floor": 0.1}),
+    "positive_correction": ("full weight for right responses", {"share_correction": "positive"}),
+    "shaped_correction": ("shaped correction, gamma 0.1", {"share_correction": "shaped"}),
+    "held_kl": ("target KL 0.2", {"target_kl": 0.2}),
     "exact_bonus": ("exact bonus", {"bonus_estimator": "exact"}),
     "loss_regularizer": ("differentiable regulariser", {"regularizer": "loss", "eta": 0.05}),
 }
 POLICY_SPLIT = Variant("policy_split", "Policy Split")
 MAIN = ("grpo", "entropy_bonus", "entropy_advantage", POLICY_SPLIT.name)
+COMPARED = ("grpo", "entropy_bonus", "entropy_advantage", "clip_higher", POLICY_SPLIT.name, "paper_settings")
+QUICK = ("grpo", POLICY_SPLIT.name)
+HELD = (POLICY_SPLIT.name, "larger_eta", "held_kl")  # two fixed etas and a controller
+TARGET = {"target_kl": 0.2}  # the paper's KL
 NAMES = (*(variant.name for variant in BASELINES), POLICY_SPLIT.name, *ABLATIONS)
 
 
-def chosen_variants(names: Iterable[str], eta: float) -> tuple[Variant, ...]:
-    """The variants of those names, eta that of Policy Split and its ablations; ValueError lists what there is."""
+def chosen_variants(names: Iterable[str], eta: float, more: Mapping[str, Any] | None = None) -> tuple[Variant, ...]:
+    """The variants of those names; eta and more are of Policy Split and its ablations. ValueError lists all."""
     own = {variant.name: variant for variant in BASELINES}
-    own[POLICY_SPLIT.name] = replace(POLICY_SPLIT, settings={"eta": eta})
+    common = {"eta": eta, **(more or {})}
+    own[POLICY_SPLIT.name] = replace(POLICY_SPLIT, settings=common)
     for name, (title, settings) in ABLATIONS.items():
-        own[name] = Variant(name, title, {"eta": eta, **settings}, ablation=True)
+        own[name] = Variant(name, title, {**common, **settings}, ablation=True)
     unknown = [name for name in names if name not in own]
     if unknown:
         raise ValueError(f"variant {unknown[0]!r} must be one of {', '.join(map(repr, own))}")

@@ -24,9 +24,9 @@ from policy_split.models.policy import load_model, load_tokenizer
 from policy_split.run_folder.checkpoints import stopped_before_first
 from policy_split.run_folder.output_dir import remove_earlier_run
 from policy_split.storage.whole_folder import replace_text
-from policy_split.training.trainer import PolicySplitTrainer
 
 from . import countdown_runs, words_runs
+from .milestones import MeasuredTrainer, save_milestone
 from .place import EVALUATION, MODEL, QUESTIONS, QUESTIONS_SEED, SPEC, TRAIN, WARM_START, on_device
 from .words_runs import WordsSize
 
@@ -47,15 +47,25 @@ def main(folder: Path) -> int:
     except KeyboardInterrupt as stopped:
         print(stopped, file=sys.stderr)
         return 130
-    questions = Dataset.load_from_disk(start / QUESTIONS)
-    # a batch as large as one of the training, and the same draws for every run
-    prompts = max(1, config.prompts_per_step * config.num_generations // spec["samples"])
-    config = replace(config, prompts_per_step=prompts, seed=QUESTIONS_SEED)
-    evaluation = evaluate_in_detail(
-        model, tokenizer, questions, runs.reward(start), config, spec["samples"], key=runs.key, seed=QUESTIONS_SEED
-    )
+    evaluation = _evaluated(model, tokenizer, config, start, spec, runs)
     replace_text(folder / EVALUATION, json.dumps(evaluation) + "\n")
     return 0
+
+
+def _evaluated(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    config: PolicySplitConfig,
+    start: Path,
+    spec: Mapping[str, Any],
+    runs: ModuleType,
+) -> dict[str, Any]:
+    questions, samples = Dataset.load_from_disk(start / QUESTIONS), spec["samples"]
+    # a batch as large as one of the training, and the same draws for every run
+    prompts = max(1, config.prompts_per_step * config.num_generations // samples)
+    config = replace(config, prompts_per_step=prompts, seed=QUESTIONS_SEED)
+    reward = runs.reward(start)
+    return evaluate_in_detail(model, tokenizer, questions, reward, config, samples, key=runs.key, seed=QUESTIONS_SEED)
 
 
 def task_of(spec: Mapping[str, Any]) -> tuple[ModuleType, CountdownSize | WordsSize]:
@@ -80,7 +90,12 @@ def _run(
     runs.mark(folder, size)
     start = folder.parent / WARM_START
     model, tokenizer = load_model(str(start / MODEL), config), load_tokenizer(None, str(start / MODEL))
-    trainer = PolicySplitTrainer(model, tokenizer, runs.reward(start), Dataset.load_from_disk(start / TRAIN), config)
+    reward, train = runs.reward(start), Dataset.load_from_disk(start / TRAIN)
+    trainer = MeasuredTrainer(model, tokenizer, reward, train, config)
+    trainer.every = spec.get("every")
+    trainer.measure = lambda step: save_milestone(
+        folder, step, _evaluated(trainer.policy.bare, tokenizer, config, start, spec, runs)
+    )
     trainer.train(resume_from_checkpoint=resume)
     return trainer.policy.bare, tokenizer, config
 

@@ -81,7 +81,7 @@ def test_results_are_those_of_the_files(done):
 
 
 def test_the_command_writes_the_document(done, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(command.PLANS, "cpu", PLAN)
+    monkeypatch.setitem(command.PLANS, "main", PLAN)
     own = tmp_path / "own.json"
     own.write_text('{"mine": {"eta": 0.1}}')
     target = tmp_path / "study.md"
@@ -151,7 +151,7 @@ def test_a_stopped_study_goes_on_to_the_same_weights(done, tmp_path):
     script.write_text(
         "import sys, study_plan\nfrom policy_split.commands import study as command\n"
         "from policy_split.commands.main import main\n"
-        "command.PLANS['cpu'] = study_plan.PLAN\n"
+        "command.PLANS['main'] = study_plan.PLAN\n"
         "if __name__ == '__main__':\n    sys.exit(main(['study', *sys.argv[1:]]))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(study_plan.__file__).parent)}
@@ -213,7 +213,7 @@ def test_variants_are_settings_that_the_trainer_takes():
             PolicySplitConfig(**plan.run_spec(variant, seed)["settings"])
     assert {*SEEDS, *SPLIT_SEEDS}.isdisjoint(range(100))  # settings were chosen with the others
     assert [v.name for v in BASELINES] == [v.settings["algorithm"] for v in BASELINES]
-    assert len(NAMES) == len(set(NAMES)) == 22
+    assert len(NAMES) == len(set(NAMES)) == 25
     ablations = chosen_variants(ABLATIONS, 0.3)
     assert all(variant.dual_mode and variant.ablation for variant in ablations)
     assert {variant.settings["eta"] for variant in ablations if "eta" not in ABLATIONS[variant.name][1]} == {0.3}
@@ -231,3 +231,34 @@ def test_sizes_come_back_from_their_files(tmp_path):
     assert load_size(tmp_path / "missing") is None
     with pytest.raises(ValueError, match="size='huge' must be one of 'minute', 'small'"):
         find_size("huge")
+
+
+def test_runs_are_measured_on_the_way_as_at_their_end(done):
+    results = read_results(PLAN, done)
+    points = results.runs["policy_split"][1].milestones
+    assert [point.step for point in points] == [0, 2, 4]
+    assert points[0].evaluation == results.before
+    rows = [json.loads(line) for line in (done / "policy_split-1" / "metrics.jsonl").read_text().splitlines()]
+    assert points[1].tokens == rows[1]["num_tokens"] < points[2].tokens == rows[3]["num_tokens"]
+    assert points[1].seconds == pytest.approx(rows[0]["step_time"] + rows[1]["step_time"])
+    assert points[2].training == pytest.approx(sum(row["normal/reward"] for row in rows) / 4)
+    assert points[2].dead == pytest.approx(sum(row["policy_split/bonus_dead_frac"] for row in rows) / 4)
+    assert points[2].evaluation == json.loads((done / "policy_split-1" / "evaluation.json").read_text())
+    on_the_way = json.loads((done / "policy_split-1" / "evaluation-2.json").read_text())
+    assert "per_question" not in on_the_way
+    assert on_the_way["modes"] != points[2].evaluation["modes"]
+
+
+def test_what_is_finished_is_written_when_time_is_over(done, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "runs"
+    shutil.copytree(done, folder)
+    monkeypatch.setitem(command.PLANS, "main", PLAN)
+    assert main(["study", "--output", str(folder), "--seeds", "1", "2", "7", "--minutes", "0"]) == 3
+    assert "2 of 2 runs are not finished; the same command goes on" in capsys.readouterr().err
+    text = (folder / "study.md").read_text()
+    assert "seeds 1, 2. 4 of 6 runs are finished." in text
+    for title in ("At equal steps: 4 steps", "At equal generated tokens", "At equal seconds", "p of all (Holm)"):
+        assert title in text
+    shutil.rmtree(folder / "grpo-1")
+    assert main(["study", "--output", str(folder), "--seeds", "1", "--minutes", "0"]) == 3
+    assert "no document yet: " in capsys.readouterr().err

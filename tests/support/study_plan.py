@@ -15,4 +15,4 @@ TINY = CountdownSize(
     warm_start_steps=200,
     own_settings={"max_steps": 4, "prompts_per_step": 4, "num_generations": 2, "save_steps": 1, "sample_steps": 0},
 )
-PLAN = Plan(TINY, chosen_variants(["grpo", "policy_split"], 0.6), (1, 2), samples=8)
+PLAN = Plan(TINY, chosen_variants(["grpo", "policy_split"], 0.6), (1, 2), samples=8, every=2)

@@ -1,0 +1,82 @@
+"""The paper's findings as comparisons of numbers, judged by p-values that are corrected for their number."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from policy_split.evaluation.tables import markdown
+
+from .budgets import values_at
+from .plan import Plan
+from .results import Results, measure_of
+from .statistics import LEVEL, Difference, difference, difference_text, holm, p_text
+from .story import BEST, OWN_NORMAL, H, N
+from .variants import GRPO, POLICY_SPLIT, Variant
+
+COSTS = {"tokens": "... at equal generated tokens", "seconds": "... at equal seconds"}
+
+
+class Comparison(NamedTuple):
+    text: str
+    measure: str
+    against: str  # whose numbers the others are
+    ours: list[float]  # one of each seed
+    theirs: list[float]
+
+    @property
+    def difference(self) -> Difference:
+        return difference(self.ours, self.theirs)
+
+
+def claims(plan: Plan, results: Results) -> str:
+    """A table, or why there is none: it takes GRPO and Policy Split."""
+    names = [variant.name for variant in plan.variants]
+    if GRPO.name not in names or POLICY_SPLIT.name not in names:
+        return "GRPO and Policy Split are not both among the runs."
+    found = list(_comparisons(plan, results))
+    rows = [["claim", "Policy Split", "against", "difference [95 % interval]", "p", "p of all (Holm)", ""]]
+    for each, corrected in zip(found, holm([each.difference.p_value for each in found]), strict=True):
+        places = plan.task.STORY.measures[each.measure][1]
+        against = f"{each.against}: {statistics.fmean(each.theirs):.{places}f}"
+        cells = [f"{statistics.fmean(each.ours):.{places}f}", against, *difference_text(each.difference, places)]
+        rows.append([each.text, *cells, p_text(corrected), verdict(each.difference, corrected)])
+    kl, before = results.values(POLICY_SPLIT.name, "kl", H), results.before["kl_high_normal"]["mean"]
+    grew = (
+        f"KL(high-entropy || normal) grew from {before:.4f} to {statistics.fmean(kl):.3f} nats per token "
+        f"({statistics.fmean(kl) / before:.0f} times; the paper: from about 0.01 to over 0.2, in its own units)."
+    )
+    return f"{markdown(rows)}\n\n{grew}"
+
+
+def verdict(delta: Difference, p_value: float) -> str:
+    """Of a claim that the difference is above 0."""
+    if not p_value < 1 - LEVEL:  # NaN too
+        return "not distinguishable"
+    return "yes" if delta.mean > 0 else "NO"
+
+
+def measures_of(plan: Plan) -> dict[str, tuple[str, int]]:
+    """Those of the story that so many responses can have: measure -> (title, decimal places)."""
+    drawn = {"pass@64": 64} | dict.fromkeys(("pass@8", "distinct_correct_8", "div_ngram_8", "div_bleu_8"), 8)
+    return {name: value for name, value in plan.task.STORY.measures.items() if plan.samples >= drawn.get(name, 1)}
+
+
+def _comparisons(plan: Plan, results: Results) -> Iterator[Comparison]:
+    baselines = [variant for variant in plan.variants if not variant.dual_mode]
+    split, measures = POLICY_SPLIT.name, measures_of(plan)
+    for place, claim in enumerate(each for each in plan.task.STORY.claims if each.measure in measures):
+        rivals = {BEST: lambda measure: best(results, baselines, measure), OWN_NORMAL: lambda measure: POLICY_SPLIT}
+        other = rivals.get(claim.against, lambda measure: GRPO)(claim.measure)
+        ours = results.values(split, claim.measure, claim.mode)
+        yield Comparison(claim.text, claim.measure, other.title, ours, results.values(other.name, claim.measure, N))
+        if plan.every and place == 0:  # the first one, at other costs than equal steps
+            for name, text in COSTS.items():
+                pair = (
+                    values_at(results, variant, name, lambda m: measure_of(m.evaluation, claim.measure, claim.mode))
+                    for variant in (split, other.name)
+                )
+                yield Comparison(text, claim.measure, other.title, *pair)
+
+
+def best(results: Results, variants: Sequence[Variant], measure: str) -> Variant:
+    return max(variants, key=lambda variant: statistics.fmean(results.values(variant.name, measure, N)))
