@@ -71,11 +71,15 @@ def _comparisons(plan: Plan, results: Results) -> Iterator[Comparison]:
         yield Comparison(claim.text, claim.measure, other.title, ours, results.values(other.name, claim.measure, N))
         if plan.every and place == 0:  # the first one, at other costs than equal steps
             for name, text in COSTS.items():
-                pair = (
-                    values_at(results, variant, name, lambda m: measure_of(m.evaluation, claim.measure, claim.mode))
-                    for variant in (split, other.name)
+                values = (
+                    _at(results, split, name, claim.measure, claim.mode),
+                    _at(results, other.name, name, claim.measure),
                 )
-                yield Comparison(text, claim.measure, other.title, *pair)
+                yield Comparison(text, claim.measure, other.title, *values)
+
+
+def _at(results: Results, variant: str, cost: str, measure: str, mode: str = N) -> list[float]:
+    return values_at(results, variant, cost, lambda milestone: measure_of(milestone.evaluation, measure, mode))
 
 
 def best(results: Results, variants: Sequence[Variant], measure: str) -> Variant:
