@@ -1,9 +1,10 @@
 """The backward of every operation.
 
 The loss forms its gradient in forward, while the row is at hand; backward multiplies it by the upstream gradient in
-place. It can be used once: a second backward computes afresh from the logits, which are kept for it. Two exceptions:
-float16, whose range would lose a small gradient before a loss scale reaches it, forms it in backward; and the in-place
-form, which has given the logits away, raises on a second backward.
+place. It can be used once: a second backward computes afresh from the logits, which are kept for it. Three exceptions:
+float16, whose range would lose a small gradient before a loss scale reaches it, forms it in backward; so does the
+in-place form of bfloat16, which could not be formed anew and would be rounded twice; and every in-place form, which has
+given the logits away, raises on a second backward.
 """
 
 from collections.abc import Callable, Sequence
@@ -160,7 +161,7 @@ class _Loss(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.inplace, ctx.spent, ctx.formed = inplace, False, None
         data = logits.detach()
-        if logits.dtype in GRADIENT_IN_BACKWARD:
+        if logits.dtype in GRADIENT_IN_BACKWARD or (inplace and logits.dtype == torch.bfloat16):
             rows = ops.call(ops.dual_mode_loss, data, *arguments)
         elif inplace:
             rows, ctx.formed = ops.call(ops.dual_mode_loss_with_gradient_, data, *arguments), data
@@ -197,7 +198,7 @@ class _Loss(torch.autograd.Function):
         formed, ctx.formed, ctx.spent = ctx.formed, None, True
         if formed is not None and _is_one(grad_losses):
             return formed, *nothing
-        again = formed is not None and formed.dtype == torch.bfloat16 and not ctx.inplace and can_ask(grad_losses)
+        again = formed is not None and formed.dtype == torch.bfloat16 and can_ask(grad_losses)
         if formed is not None and not again:  # bfloat16 on a CPU is formed anew, and so rounded once
             ops.call(ops.scale_rows_, formed, grad_losses.contiguous())
             return formed, *nothing

@@ -136,7 +136,7 @@ class LinearHead:
         return combined_statistics(statistics, targets, inverse_temperature, valid, self.shard.group)
 
     def gradients(self, wants: Wants) -> Gradients:
-        return Gradients(self.products, wants, partial_hidden=self.shard is not None)
+        return Gradients(self.products, wants)
 
     def finish(self, gradients: Gradients) -> Gradients:
         """After the last chunk."""

@@ -70,10 +70,10 @@ def _fake_rows(*arguments: Any, count: int) -> tuple[Tensor, ...]:
 
 def _fake_gradients(hidden: Tensor, weight: Tensor, operand_dtype: torch.dtype, wants: Wants) -> tuple[Tensor, ...]:
     wide = statistics_dtype(operand_dtype)
-    shapes = ((hidden.shape, hidden.dtype), (weight.shape, wide), (weight.shape[:1], wide))
+    shapes = (hidden.shape, weight.shape, weight.shape[:1])
     return tuple(
-        hidden.new_empty(shape, dtype=dtype) if wanted else hidden.new_empty((0,))
-        for (shape, dtype), wanted in zip(shapes, wants, strict=True)
+        hidden.new_empty(shape, dtype=wide) if wanted else hidden.new_empty((0,))
+        for shape, wanted in zip(shapes, wants, strict=True)
     )
 
 

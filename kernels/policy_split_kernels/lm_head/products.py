@@ -83,15 +83,17 @@ class Products:
 
 
 class Gradients:
-    """Gradients of the hidden states, the weight and the bias: those that are wanted, else None."""
+    """Gradients of the hidden states, the weight and the bias: those that are wanted, else None.
 
-    def __init__(self, products: Products, wants: tuple[bool, bool, bool], *, partial_hidden: bool):
-        """partial_hidden: other ranks hold the rest of its sum over the vocabulary; our part stays in float32."""
+    In float32 (float64): they are rounded to their factors' dtypes once, when the upstream gradient is known, and with
+    a vocabulary that is split only after all parts are summed.
+    """
+
+    def __init__(self, products: Products, wants: tuple[bool, bool, bool]):
         hidden, weight, device = products.hidden, products.weight, products.hidden.device
         self.products, self._started = products, False
         self._wide = wide = statistics_dtype(products.operand_dtype)
-        hidden_dtype = wide if partial_hidden else hidden.dtype
-        self.hidden = torch.zeros(hidden.shape, dtype=hidden_dtype, device=device) if wants[0] else None
+        self.hidden = torch.zeros(hidden.shape, dtype=wide, device=device) if wants[0] else None
         self.weight = empty_dense(weight.shape, wide, device) if wants[1] else None
         self.bias = torch.zeros(len(weight), dtype=wide, device=device) if wants[2] else None
 
@@ -111,15 +113,12 @@ class Gradients:
             if self.weight is not None:
                 _add_product(self.weight[part], grad.t(), x, start=not self._started)
         if hidden is not None and grad_hidden is not None and grad_hidden._base is not hidden:
-            hidden[index] = grad_hidden.to(hidden.dtype)
+            hidden[index] = grad_hidden
         self._started = True
 
     def _grad_hidden(self, hidden: Tensor, x: Tensor, index: Tensor | slice) -> Tensor:
-        """Where the products of some tokens are summed: the gradient itself where its dtype and layout allow."""
-        if hidden.dtype in (self.products.compute_dtype, self._wide) and isinstance(index, slice):
-            return hidden[index]
-        narrow = hidden.dtype == self.products.compute_dtype
-        return torch.empty(x.shape, dtype=hidden.dtype if narrow else self._wide, device=x.device)
+        """Where the products of some tokens are summed: the gradient itself where they lie together."""
+        return hidden[index] if isinstance(index, slice) else torch.empty_like(x, dtype=hidden.dtype)
 
     def finish(self) -> None:
         """After the last chunk: a weight to which no token contributed has the gradient 0."""
