@@ -118,7 +118,7 @@ class TargetOutsideVocabulary(IndexError):
 
 def target_out_of_range(row: int, target: int, vocabulary: int, where: str | None = None) -> TargetOutsideVocabulary:
     error = TargetOutsideVocabulary(
-        f"{where or f'targets.flatten()[{row}]'} = {target} is outside the vocabulary of {vocabulary}; "
+        f"{where or f'targets[{row}]'} = {target} is outside the vocabulary of {vocabulary}; "
         f"expected 0 <= target < {vocabulary}, or {IGNORE_INDEX} for a row to be ignored"
     )
     error.row, error.target, error.vocabulary = row, target, vocabulary

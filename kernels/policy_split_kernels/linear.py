@@ -42,6 +42,7 @@ def linear_logprobs_and_entropy(
     logits_dtype: torch.dtype | None = None,
     chunk_bytes: int | None = None,
     process_group: "dist.ProcessGroup | None" = None,
+    batch_invariant: bool = False,
 ) -> LogprobsAndEntropy:
     """Log-probability of each target and entropy of each distribution of an LM head, in nats, differentiable.
 
@@ -71,12 +72,15 @@ def linear_logprobs_and_entropy(
     targets and all else are the same on every rank, and so are the results. The gradient of hidden is all-reduced once.
     A DTensor weight with a process_group is used in place; without one it is gathered (FSDP: each rank has tokens of
     its own), and its gradient is the mean over the ranks, as FSDP's is.
+    `batch_invariant=True` gives a token the same bits whatever the other tokens are, results and gradient of hidden
+    (the weight's is a sum over tokens): every product then has the rows of a whole chunk, those missing as zeros, so
+    that the library has one shape to choose an algorithm for. A call costs whole chunks of `chunk_bytes`.
     Raises TypeError, ValueError or IndexError that name the offending argument, shape or value; RuntimeError for
     create_graph=True.
     """
     call = linear_call(
         hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
-        process_group,
+        process_group, batch_invariant,
     )  # fmt: skip
     logprobs, entropy, *_ = (x.view(call.like.shape[:-1]) for x in linear_statistics(call))
     return LogprobsAndEntropy(logprobs, entropy)
@@ -97,6 +101,7 @@ def linear_logprobs_entropy_lse(
     logits_dtype: torch.dtype | None = None,
     chunk_bytes: int | None = None,
     process_group: "dist.ProcessGroup | None" = None,
+    batch_invariant: bool = False,
 ) -> LogprobsEntropyLse:
     """`linear_logprobs_and_entropy` with the log-sum-exp of each token's logits, at no further cost.
 
@@ -105,7 +110,7 @@ def linear_logprobs_entropy_lse(
     """
     call = linear_call(
         hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
-        process_group,
+        process_group, batch_invariant,
     )  # fmt: skip
     rows, tokens = linear_statistics(call), call.arguments
     lse = row_lse(rows, tokens.inverse_temperature, valid_rows(tokens.targets, tokens.mask))
@@ -130,6 +135,7 @@ def linear_token_loss(
     chunk_bytes: int | None = None,
     reduction: str = "sum",
     process_group: "dist.ProcessGroup | None" = None,
+    batch_invariant: bool = False,
 ) -> TokenLossOutput:
     """Any loss of each token's log-prob and entropy, from hidden states, at three GEMMs.
 
@@ -160,7 +166,7 @@ def linear_token_loss(
         raise ValueError(f"reduction must be one of 'sum', 'none', got {reduction!r}")
     call = linear_call(
         hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
-        process_group,
+        process_group, batch_invariant,
     )  # fmt: skip
     if is_followed(weights):
         raise NotImplementedError(

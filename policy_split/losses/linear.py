@@ -57,6 +57,7 @@ def linear_dual_mode_loss(
     logits_dtype: torch.dtype | None = None,
     chunk_bytes: int | None = None,
     process_group: "dist.ProcessGroup | None" = None,
+    batch_invariant: bool = False,
 ) -> DualModeLossOutput:
     """`dual_mode_loss` of an LM head, its gradients formed in forward, without the N x V logits.
 
@@ -69,7 +70,7 @@ def linear_dual_mode_loss(
     `torch.no_grad()`. Gradients of weight and bias are summed in float32 whatever the dtype.
     Shapes: hidden `(..., D)`, weight `(V, D)`, bias `(V,)`, every per-token argument `(...)`. Units: nats. The loss,
     its arguments and sources are those of `dual_mode_loss`; bias, logit_scale, logits_dtype, chunk_bytes (the one knob
-    of memory against time) and process_group those of `linear_logprobs_and_entropy`.
+    of memory against time), process_group and batch_invariant those of `linear_logprobs_and_entropy`.
     Raises TypeError, ValueError or IndexError that name the offending argument, shape or value, as those two do.
     Advantages that depend on the log-probs themselves (`dual_mode_advantages`) may be a function of the log-probs and
     entropies of all tokens, both detached: it is called once, in forward. That takes one more GEMM, unless one chunk
@@ -86,7 +87,7 @@ def linear_dual_mode_loss(
     check_terms(terms)
     call = linear_call(
         hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
-        process_group,
+        process_group, batch_invariant,
     )  # fmt: skip
     like, target, valid = call.like, target_vector(targets, call.like), mask_vector(mask, call.like)
     known = targets.new_zeros(targets.shape, dtype=like.dtype) if callable(advantages) else advantages

@@ -29,13 +29,14 @@ def linear_call(
     logits_dtype: torch.dtype | None,
     chunk_bytes: int | None,
     process_group: "dist.ProcessGroup | None",
+    batch_invariant: bool = False,
 ) -> LinearCall:
     _check_tensors(hidden, weight, bias)
     instead = "compute logits = torch.nn.functional.linear(hidden, weight, bias) and take the function of logits"
     check_unfollowed("an LM head", instead, hidden, weight, bias, temperature=temperature)
     hidden, weight, bias = plain_tensors(hidden, weight, bias, process_group)
     operand_dtype = _operand_dtype(hidden, weight, bias)
-    _check_settings(logit_scale, logits_dtype, chunk_bytes, operand_dtype)
+    _check_settings(logit_scale, logits_dtype, chunk_bytes, batch_invariant, operand_dtype)
     like = torch.empty((), dtype=operand_dtype, device=hidden.device).expand(*hidden.shape[:-1], len(weight))
     softcap = softcap_value(softcap)
     # logit_scale * z = softcap' * tanh(z / softcap') / temperature' with both divided by it
@@ -52,7 +53,7 @@ def linear_call(
     except TargetOutsideVocabulary as error:
         raise error.at(targets) from None
 
-    arguments = HeadArguments(*rows, operand_dtype, logits_dtype, chunk_bytes)
+    arguments = HeadArguments(*rows, operand_dtype, logits_dtype, chunk_bytes, batch_invariant)
     return LinearCall(hidden.reshape(-1, hidden.shape[-1]), weight, bias, arguments, shard, like)
 
 
@@ -86,8 +87,14 @@ def _operand_dtype(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> torch
 
 
 def _check_settings(
-    logit_scale: float, logits_dtype: torch.dtype | None, chunk_bytes: int | None, operand_dtype: torch.dtype
+    logit_scale: float,
+    logits_dtype: torch.dtype | None,
+    chunk_bytes: int | None,
+    batch_invariant: bool,
+    operand_dtype: torch.dtype,
 ) -> None:
+    if not isinstance(batch_invariant, bool):
+        raise TypeError(f"batch_invariant must be a bool, got {batch_invariant!r}")
     if not 0 < logit_scale < math.inf:
         raise ValueError(f"logit_scale must be finite and > 0, got {logit_scale}")
     allowed: Sequence[torch.dtype | None] = (None, operand_dtype)

@@ -25,6 +25,7 @@ class HeadArguments(NamedTuple):
     operand_dtype: torch.dtype
     logits_dtype: torch.dtype | None
     chunk_bytes: int | None
+    batch_invariant: bool
 
 
 class LinearCall(NamedTuple):
@@ -53,6 +54,5 @@ def linear_head(
 ) -> LinearHead:
     x, detached = arguments, None if bias is None else bias.detach()
     products = Products(hidden.detach(), weight.detach(), detached, x.operand_dtype, x.logits_dtype)
-    return LinearHead(
-        products, x.targets, x.inverse_temperature, x.mask, x.softcap, x.keep_mask, x.chunk_bytes, shard
-    )  # fmt: skip
+    distribution = (x.targets, x.inverse_temperature, x.mask, x.softcap, x.keep_mask)
+    return LinearHead(products, *distribution, x.chunk_bytes, x.batch_invariant, shard)

@@ -63,6 +63,7 @@ class LinearHead:
     softcap: float | None
     keep_mask: Tensor | None  # (B, T, V)
     chunk_bytes: int | None
+    batch_invariant: bool  # every product has the shape of a whole chunk, which the number of tokens does not change
     shard: VocabShard | None
 
     def __post_init__(self) -> None:
@@ -77,6 +78,8 @@ class LinearHead:
             self._places = None if len(places) == self._count else places
             self._count = len(places)
             self.mask = None  # nothing else is computed
+        if self.batch_invariant:
+            self.products.rows = self.tokens_at_once
 
     @property
     def tokens_at_once(self) -> int:
@@ -85,6 +88,8 @@ class LinearHead:
         vocabulary = len(products.weight) if self.shard is None else self.shard.largest  # every rank cuts alike
         budget = self.chunk_bytes or (CHUNK_BYTES_CPU if device == "cpu" else CHUNK_BYTES)
         most = max(1, budget // (vocabulary * products.bytes_per_logit))
+        if self.batch_invariant:
+            return most if device == "cpu" or most < GPU_TOKENS else most - most % GPU_TOKENS
         size = -(-self._count // max(1, -(-self._count // most)))
         return max(1, size if device == "cpu" else min(most, -(-size // GPU_TOKENS) * GPU_TOKENS))
 
@@ -97,14 +102,14 @@ class LinearHead:
             return
         if self._count == 0:
             return
-        buffer = self.products.buffer(min(size, self._count))
+        buffer = self.products.buffer(size if self.batch_invariant else min(size, self._count))
         for start in range(0, self._count, size):
             place = slice(start, min(start + size, self._count))
             chunk = Chunk(place if self._places is None else self._places[place])
             x = self.products.factor(chunk.tokens)
-            logits = buffer[: len(x)]
-            self.products.logits(x, logits)
-            yield chunk, x, logits[None]
+            padded = self.products.padded(x)
+            self.products.logits(padded, buffer[: len(padded)])
+            yield chunk, x, buffer[None, : len(x)]
 
     @property
     def count(self) -> int:

@@ -19,7 +19,8 @@ from .products import Gradients
 
 _HEAD = (
     "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor inverse_temperature, Tensor? mask, "
-    "float? softcap, Tensor? keep_mask, ScalarType operand_dtype, ScalarType? logits_dtype, int? chunk_bytes"
+    "float? softcap, Tensor? keep_mask, ScalarType operand_dtype, ScalarType? logits_dtype, int? chunk_bytes, "
+    "bool batch_invariant"
 )
 _UPSTREAM = (
     "Tensor row_max, Tensor log_sum, Tensor entropy, Tensor grad_logprobs, Tensor grad_entropy, Tensor? grad_lse"

@@ -42,6 +42,7 @@ class Products:
         widened = operand_dtype.itemsize == 2 and widens(hidden.device)
         self.compute_dtype = torch.float32 if widened else operand_dtype
         self.logits_dtype = logits_dtype or self.compute_dtype
+        self.rows: int | None = None  # of every product whose rows are tokens, with zeros beside those that there are
         self.in_parts = widens(hidden.device) and weight.dtype != self.compute_dtype
         if not self.in_parts:
             self.weight = self._cast(weight)  # once for all chunks, as autocast does
@@ -62,6 +63,22 @@ class Products:
     def factor(self, index: Tensor | slice) -> Tensor:
         """The hidden states of some tokens, as the products take them: (n, D)."""
         return self._cast(self.hidden[index])
+
+    def padded(self, x: Tensor) -> Tensor:
+        """x (n, D) as a product takes it whose shape and strides are always the same: (rows, D)."""
+        if self.rows is None:
+            return x
+        out = x.new_zeros((self.rows, x.shape[1]))
+        out[: len(x)] = x
+        return out
+
+    def padded_logits(self, x: Tensor) -> Tensor:
+        """The same of (n, V), of which the buffer holds a whole chunk's."""
+        if self.rows in (None, len(x)):
+            return x
+        out = self.buffer(self.rows or 0).zero_()
+        out[: len(x)] = x
+        return out
 
     def logits(self, x: Tensor, out: Tensor) -> None:
         """out (n, V) = x @ weight.T + bias."""
@@ -99,26 +116,30 @@ class Gradients:
 
     def add(self, grad_logits: Tensor, x: Tensor, index: Tensor | slice) -> None:
         """What some tokens contribute: their grad_logits (n, V), their factor x (n, D), their places among all."""
-        products = self.products
+        products, n = self.products, len(x)
         if self.bias is not None:
             self.bias += grad_logits.sum(0, dtype=self.bias.dtype)
+        if self.hidden is not None:
+            grad_logits = products.padded_logits(grad_logits)
         if not products.in_parts:
             grad_logits = grad_logits.to(products.compute_dtype)
-        hidden = self.hidden
-        grad_hidden = None if hidden is None else self._grad_hidden(hidden, x, index)
+        grad_hidden = None if self.hidden is None else self._grad_hidden(self.hidden, x, index)
         for part in products.parts():
             grad = grad_logits[:, part].to(products.compute_dtype)
             if grad_hidden is not None:
                 _add_product(grad_hidden, grad, products.weight_part(part), start=part.start == 0)
             if self.weight is not None:
-                _add_product(self.weight[part], grad.t(), x, start=not self._started)
-        if hidden is not None and grad_hidden is not None and grad_hidden._base is not hidden:
-            hidden[index] = grad_hidden
+                _add_product(self.weight[part], grad[:n].t(), x, start=not self._started)
+        if self.hidden is not None and grad_hidden is not None and grad_hidden._base is not self.hidden:
+            self.hidden[index] = grad_hidden[:n]
         self._started = True
 
     def _grad_hidden(self, hidden: Tensor, x: Tensor, index: Tensor | slice) -> Tensor:
         """Where the products of some tokens are summed: the gradient itself where they lie together."""
-        return hidden[index] if isinstance(index, slice) else torch.empty_like(x, dtype=hidden.dtype)
+        rows = self.products.rows
+        if rows is None and isinstance(index, slice):
+            return hidden[index]
+        return hidden.new_empty((rows or len(x), x.shape[1]))
 
     def finish(self) -> None:
         """After the last chunk: a weight to which no token contributed has the gradient 0."""
