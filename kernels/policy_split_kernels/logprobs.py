@@ -7,7 +7,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .contract import RowStatistics, TargetOutsideVocabulary, valid_rows
+from .dtensor import is_dtensor
 from .rows import as_rows, inverse_temperature_vector, keep_rows, mask_vector, softcap_value, target_vector
+from .sharded import by_shards
 from .vocab_parallel import statistics_of_rows
 
 
@@ -58,9 +60,15 @@ def logprobs_and_entropy(
     vocabulary, and they and every other argument are the same in all processes. So are both results. The gradient of a
     process's logits stays with it. The logits are not sent: an all-gather of the sizes and two all-reduces of vectors
     `(1 + 3, N)` are, in forward alone.
+    Logits that are a DTensor, sharded over tokens, replicated, or sharded over the vocabulary along one dimension of
+    the mesh, are computed where they lie; targets and the other tensors must be DTensors of the same layout (replicated
+    along the vocabulary's dimension), and so are the results.
     Raises TypeError or ValueError for wrong dtypes, shapes or devices, IndexError for a target outside the vocabulary
     (on a GPU, where that would cost a synchronisation, the row becomes NaN).
     """
+    if is_dtensor(logits):
+        arguments = (logits, targets, temperature, mask, softcap, keep_mask, process_group)
+        return LogprobsAndEntropy(*by_shards(logprobs_and_entropy, *arguments))
     rows = _statistics(logits, targets, temperature, mask, softcap, keep_mask, process_group)[0]
     return LogprobsAndEntropy(rows.logprobs.view(targets.shape), rows.entropy.view(targets.shape))
 
@@ -85,6 +93,9 @@ def logprobs_entropy_lse(
     shapes and errors are those of `logprobs_and_entropy`; 0 where a row is masked or its target is -100. A row that is
     -inf throughout has the lse -inf, as in torch; its log-prob and entropy are NaN, for it is no distribution.
     """
+    if is_dtensor(logits):
+        arguments = (logits, targets, temperature, mask, softcap, keep_mask, process_group)
+        return LogprobsEntropyLse(*by_shards(logprobs_entropy_lse, *arguments))
     rows, inverse_temperature, target, valid = _statistics(
         logits, targets, temperature, mask, softcap, keep_mask, process_group
     )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .contract import ELSEWHERE, statistics_dtype, valid_rows
+from .dtensor import is_dtensor
 from .watchers import can_ask, in_transform
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -18,9 +19,19 @@ def as_rows(logits: Tensor) -> Tensor:
         raise TypeError(f"logits must be a tensor, got {type(logits).__name__}")
     if logits.dtype not in DTYPES:
         raise TypeError(f"logits must be one of {', '.join(map(str, DTYPES))}, got {logits.dtype}")
+    _refuse_dtensor("logits", logits)
     if logits.dim() < 1 or logits.shape[-1] == 0:
         raise ValueError(f"logits must be (..., V) with V >= 1, got shape {tuple(logits.shape)}")
     return _as_three(logits)
+
+
+def _refuse_dtensor(name: str, x: Tensor) -> None:
+    if is_dtensor(x):
+        raise ValueError(
+            f"{name} is a DTensor with placements {x.placements}; a plain tensor is needed here: {name}.to_local(), "
+            f"each process with its own tokens in every argument (and weights=, where a loss is a mean over all of "
+            f"them); of logits whose vocabulary is split, with process_group= of that dimension of the mesh"
+        )
 
 
 def rows_lie_apart(logits: Tensor) -> bool:
@@ -44,6 +55,7 @@ def token_vector(name: str, x: Tensor, logits: Tensor, dtype: torch.dtype | None
     """Check a per-token argument against logits (..., V) and lay it out as (N,)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {tuple(logits.shape[:-1])}, got {type(x).__name__}")
+    _refuse_dtensor(name, x)
     if x.shape != logits.shape[:-1]:
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; expected {tuple(logits.shape[:-1])}, "
