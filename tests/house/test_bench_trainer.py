@@ -6,8 +6,10 @@ import sys
 import psutil
 import pytest
 import torch
+from fake_engine import FakeEngine
 
-from benchmarks.trainer import arithmetic, busy, compare, shared_prompts
+from benchmarks.trainer import arithmetic, busy, compare, rollout_engines, shared_prompts
+from policy_split.rollouts import sampler
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -38,6 +40,17 @@ def test_shared_prompts_save_what_the_lengths_say(capsys):
     for row in rows:
         assert len(row) == len(head)
         assert all(float(cell) >= 0 for cell in row[3:])
+
+
+def test_both_rollout_engines_answer_the_same_prompts(capsys, monkeypatch):
+    monkeypatch.setattr(sampler, "VllmEngine", FakeEngine)
+    monkeypatch.setattr(sampler, "check_vllm", lambda: None)
+    sizes = ["--questions", "2", "--responses", "1", "--prompt", "3", "--tokens", "2", "--rounds", "1"]
+    rollout_engines.main(["--dtypes", "float32", *sizes])
+    _, _, *rows = rows_of(capsys.readouterr().out)
+    assert [row[:3] for row in rows] == [["float32", "transformers", "8"], ["float32", "vllm", "8"]]
+    assert all(float(cell) > 0 for row in rows for cell in row[3:5])
+    assert float(rows[1][7]) < 1e-5
 
 
 def test_arithmetic_compares_each_with_its_other(capsys):
