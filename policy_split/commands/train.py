@@ -28,7 +28,8 @@ def run(arguments: list[str]) -> int:
 
 
 def train_countdown(asked: Asked, size: CountdownSize) -> int:
-    results = job.run_countdown(asked.config, size, resume=asked.resume, resume_anyway=asked.resume_anyway)
+    resume = {"resume": asked.resume, "resume_anyway": asked.resume_anyway}
+    results = job.run_countdown(asked.config, size, beside=asked.beside, **resume)
     said = f"\n{job.report(results)}\n\nresults: {Path(asked.config.output_dir).absolute()}"
     PartialState().on_main_process(print)(said)
     return 0

@@ -27,6 +27,7 @@ With --model, --dataset and --reward: any causal language model of transformers,
 With --resume alone: the run in output_dir goes on with all that it was started with. Flags win over --config,
 and --config over --paper or --recommended and over what the run was started with."""
 COUNTDOWN = "runs/countdown"
+DEFAULT_SIZE = "first"
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Asked:
     resume: bool
     resume_anyway: bool
     sources: dict[str, Any]  # name or path of model, dataset, eval_dataset, rewards; or size
+    beside: bool = False  # of the built-in task: plain GRPO too
 
 
 def parse(arguments: list[str]) -> Asked:
@@ -63,7 +65,8 @@ def parse(arguments: list[str]) -> Asked:
     parser.set_defaults(**defaults)
     config, *_ = parser.parse_args_into_dataclasses([*rest, *(["--help"] if "--help" in arguments else [])])
     sources = {name: getattr(chosen, name) for name in SOURCES}
-    return Asked(config, size, chosen.resume is not None, chosen.resume_anyway, sources)
+    beside = size is not None and config.algorithm == "policy_split" and not chosen.alone
+    return Asked(config, size, chosen.resume is not None, chosen.resume_anyway, sources, beside)
 
 
 def _own_arguments() -> argparse.ArgumentParser:
@@ -72,12 +75,15 @@ def _own_arguments() -> argparse.ArgumentParser:
     own.add_argument("--dataset", help=f"{DATASET_HELP} with a `prompt` column.")
     own.add_argument("--eval_dataset", "--eval-dataset", help="The same for evaluation; reasoning-gym makes others.")
     own.add_argument("--reward", action="append", help=REWARD_HELP)
-    own.add_argument("--size", choices=SIZES, help="Of the built-in task, from a minute to an hour on a GPU (small).")
+    own.add_argument("--size", choices=SIZES, help="Of the built-in task, from a minute to an hour on a GPU (first).")
     presets = own.add_mutually_exclusive_group()
     for name, said in (("recommended", "found better by a study; so far those of the paper"), ("paper", "the paper's")):
         presets.add_argument(
             f"--{name}", action="store_const", const=name, dest="preset", help=f"The method's settings: {said}."
         )
+    own.add_argument(
+        "--alone", action="store_true", help="Of the built-in task: without plain GRPO from the same start beside it."
+    )
     own.add_argument("--config", metavar="FILE", help="YAML with any of these by name, such as a run's config.yaml.")
     own.add_argument(
         "--resume", nargs="?", const="", metavar="RUN",
@@ -149,7 +155,7 @@ def _size(chosen: argparse.Namespace, given: dict[str, Any]) -> CountdownSize | 
     if named:
         raise ValueError(f"--{named[0]} needs --model; without it the built-in Countdown task is trained")
     kept = load_size(Path(given["output_dir"])) if chosen.resume is not None and not chosen.size else None
-    return kept or find_size(chosen.size or "small")
+    return kept or find_size(chosen.size or DEFAULT_SIZE)
 
 
 def free_folder(path: str) -> str:

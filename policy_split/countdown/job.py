@@ -19,6 +19,7 @@ from policy_split.training.threads import choose_threads
 from policy_split.training.trainer import PolicySplitTrainer
 from policy_split.training.warm_start import Example, warm_start
 
+from .beside import START, clear, compared, grpo_beside
 from .grading import canonical, countdown_reward
 from .problems import warm_start_examples
 from .sizes import SIZES, CountdownSize, load_size, save_size
@@ -32,12 +33,14 @@ def run_countdown(
     *,
     resume: bool = False,
     resume_anyway: bool = False,
+    beside: bool = False,
 ) -> dict[str, Any]:
     """Warm start, evaluate, train, evaluate again: writes results.json and table.md in config.output_dir.
 
     config: such as PolicySplitConfig(**size.settings, output_dir=...).
     resume: go on from the newest whole checkpoint in config.output_dir, with the first evaluation that before.json has
-    kept; a run that was stopped before its first checkpoint starts over. resume_anyway: as of the trainer. Of several
+    kept; a run that was stopped before its first checkpoint starts over. resume_anyway: as of the trainer. beside:
+    plain GRPO from the same warm start is trained too, in the folder grpo of the run's, in one process. Of several
     processes each makes the warm start, evaluates its share of the questions, and the first writes. Raises what
     `PolicySplitTrainer` raises, and ValueError for a run of another size.
     """
@@ -55,10 +58,11 @@ def run_countdown(
     trainer = PolicySplitTrainer(model, tokenizer, countdown_reward, train, replace(config, overwrite_output_dir=False))
     choose_threads(trainer)
     trainer.sources = {"size": next((name for name, each in SIZES.items() if each == size), None)}
-    first = trainer.accelerator.is_main_process
+    first, beside = trainer.accelerator.is_main_process, beside and trainer.accelerator.num_processes == 1
     if first:
         if overwrite and not resume:
             remove_earlier_run(output)
+            clear(output)
         output.mkdir(parents=True, exist_ok=True)  # a run stopped in its warm start is found again by its folder
         save_size(size, output)
     if resume:
@@ -67,6 +71,8 @@ def run_countdown(
         examples = warm_start_examples(size.task, size.warm_start_examples, seed=config.seed)
         shown = config if first else replace(config, disable_tqdm=True)
         warm_start_countdown(trainer.policy.bare, tokenizer, shown, size, examples, seed=config.seed)
+        if beside:
+            trainer.policy.bare.save_pretrained(output / START)
         before = trainer.evaluate(held_out, key=canonical)
         if first:
             replace_text(output / BEFORE, json.dumps(before, indent=1) + "\n")
@@ -84,6 +90,9 @@ def run_countdown(
             "evaluation": time.perf_counter() - trained,
         },
     }
+    if beside and (output / START).is_dir():  # not where a run goes on that had none
+        results["num_tokens"] = trainer.progress.num_tokens
+        results["grpo"] = grpo_beside(config, tokenizer, train, held_out, output)
     if first:
         replace_text(output / "results.json", json.dumps(results, indent=1) + "\n")
         replace_text(output / "table.md", report(results) + "\n")
@@ -134,4 +143,5 @@ def report(results: dict[str, Any]) -> str:
     seconds = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in results["seconds"].items())
     questions = f"{after['num_prompts']} held-out problems, {after['num_samples']} samples of each mode; {seconds}."
     promises = ["", *lines] if results.get("algorithm", "policy_split") == "policy_split" else []
-    return "\n".join([format_table(before, after), "", questions, *promises])
+    rival = ["", compared(results)] if "grpo" in results else []
+    return "\n".join([format_table(before, after), "", questions, *promises, *rival])

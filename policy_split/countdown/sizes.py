@@ -76,6 +76,15 @@ class CountdownSize:
 
 
 _LARGE = {"prompts_per_step": 128, "per_device_train_batch_size": 8192, "learning_rate": 1e-4, "warmup_steps": 10}
+_STUDY = CountdownSize(
+    Countdown(
+        numbers=3, largest=40, largest_target=100, fewest_answers=2, held_out_share=0.1, test_share=0.1, each_once=True
+    ),
+    train_questions=50000,
+    warm_start_examples=30000,
+    warm_start_steps=900,
+    own_settings={"max_steps": 1500, "learning_rate": 3e-4, "fresh_questions": True},
+)
 SIZES: dict[str, CountdownSize] = {
     "minute": CountdownSize(
         Countdown(numbers=3, largest=9, largest_target=30),
@@ -89,20 +98,13 @@ SIZES: dict[str, CountdownSize] = {
     "small": CountdownSize(Countdown(numbers=3, largest=12, largest_target=40)),
     # more different problems than a study visits: what is learnt by heart is of no use. A short warm start, so that the
     # model still hears the prompt
-    "study": CountdownSize(
-        Countdown(
-            numbers=3,
-            largest=40,
-            largest_target=100,
-            fewest_answers=2,
-            held_out_share=0.1,
-            test_share=0.1,
-            each_once=True,
-        ),
-        train_questions=50000,
-        warm_start_examples=30000,
-        warm_start_steps=900,
-        own_settings={"max_steps": 1500, "learning_rate": 3e-4, "fresh_questions": True},
+    "study": _STUDY,
+    # what `make train` runs: the same problems, as many as its steps ask
+    "first": replace(
+        _STUDY,
+        train_questions=25600,
+        warm_start_examples=16000,
+        own_settings={**_STUDY.own_settings, "max_steps": 400},
     ),
     "medium": CountdownSize(
         Countdown(numbers=4, largest=12, largest_target=40),
