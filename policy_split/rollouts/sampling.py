@@ -15,6 +15,7 @@ from policy_split.models.policy import Policy
 from policy_split.models.vocabulary import Vocabulary
 from policy_split.progress import inner_bar
 
+from .draws import Draw
 from .prefill import prefilled, repeats_of
 
 
@@ -24,10 +25,7 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplit
     The distribution is over the tokenizer's tokens, as it is in every score.
     """
     generation = GenerationConfig(
-        do_sample=True,
-        temperature=config.temperature,
-        top_k=0,
-        top_p=1.0,
+        do_sample=False,  # `Draw` draws
         max_new_tokens=config.max_completion_length,
         pad_token_id=policy.pad_id,
         eos_token_id=policy.end_ids,
@@ -37,7 +35,7 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplit
     generate = cast(Callable[..., Tensor], policy.bare.generate)  # of GenerationMixin
     training = policy.bare.training
     policy.bare.eval()
-    parts = []
+    parts, draw = [], Draw(config.temperature)
     starts, longest = range(0, len(prompts), size), config.max_completion_length
     with (
         torch.no_grad(),
@@ -48,12 +46,13 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplit
         for number, start in enumerate(starts, 1):
             ids, mask = left_padded(prompts[start : start + size], policy)
             options: dict[str, Any] = {"generation_config": generation, "stopping_criteria": counter}
-            options["logits_processor"] = LogitsProcessorList([_Silence(policy.vocabulary)])
+            options["logits_processor"] = LogitsProcessorList([_Silence(policy.vocabulary), draw])
             repeats = repeats_of(prompts[start : start + size]) if policy.share else 1
             out = generate(input_ids=ids, attention_mask=mask, **options, **prefilled(policy, ids, mask, repeats))
             parts.append(out[:, ids.shape[1] :])
             bar.update(number * longest - bar.n)  # all may have ended before
     policy.bare.train(training)
+    draw.check()
     width = max(part.shape[1] for part in parts)
     return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=policy.pad_id) for part in parts])
 
