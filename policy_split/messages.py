@@ -16,7 +16,7 @@ def check_prompt(prompt: Prompt) -> None:
     A message is {"role", "content"}; its content is a text, None, absent, or a list of parts {"type": "text", "text"}.
     """
     if isinstance(prompt, str):
-        _check_characters(prompt)
+        check_characters(prompt)
     else:
         plain_messages(prompt)
 
@@ -68,7 +68,7 @@ def _text(content: Any, whose: str) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
-        _check_characters(content)
+        check_characters(content)
         return content
     if not isinstance(content, Sequence) or isinstance(content, (bytes, bytearray)):
         raise ValueError(
@@ -90,15 +90,16 @@ def _part(part: Any, number: int, whose: str) -> str:
         raise ValueError(
             f"part {number} of {whose}, is {what}: only parts {{'type': 'text', 'text': ...}} can be read here"
         )
-    _check_characters(text)
+    check_characters(text)
     return text
 
 
-def _check_characters(text: str) -> None:
+def check_characters(text: str, what: str = "the prompt") -> None:
+    """ValueError for half of a surrogate pair, which JSON can bring in."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the prompt has half of a surrogate pair, {text[error.start]!r}, at {error.start}: it is no character, "
+            f"{what} has half of a surrogate pair, {text[error.start]!r}, at {error.start}: it is no character, "
             f"and no tokenizer can read it"
         ) from None

@@ -1,9 +1,10 @@
 """The two modes of one model: which they are, and the one prompt that each has for a question."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from .messages import Prompt, check_prompt, says_something, with_system_prompt
+from .messages import Prompt, check_characters, check_prompt, says_something, with_system_prompt
 
 NORMAL, HIGH_ENTROPY = 0, 1
 MODES = (NORMAL, HIGH_ENTROPY)
@@ -87,6 +88,8 @@ def encode_prompt(
     Source: arXiv 2604.11510 section 3.
     """
     check_prompt(prompt)
+    if system_prompt:
+        check_characters(system_prompt, "the system prompt")
     template = bool(getattr(tokenizer, "chat_template", None))
     if isinstance(prompt, str) and template:
         _check_not_rendered(tokenizer, prompt)
@@ -143,12 +146,35 @@ def _through_template(
     kwargs: dict[str, Any] = {"continue_final_message": goes_on, **template_kwargs}
     kwargs.setdefault("add_generation_prompt", not kwargs["continue_final_message"])
     try:
+        if _reads_parts(tokenizer, str(tokenizer.chat_template)):
+            messages = [{**message, "content": _part(message["content"])} for message in messages]
         return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **kwargs))
     except Exception as error:  # a template raises what it likes: jinja2's errors, TypeError, ...
         instead = f"; {INSTEAD}" if system_prompt and place == "system" else ""
         raise ValueError(
             f"the tokenizer's chat template refuses the prompt ({type(error).__name__}: {error}){instead}"
         ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _reads_parts(tokenizer: Any, template: str) -> bool:
+    """Whether the template goes through the parts of a content, as those for images do, and so drops a text silently.
+
+    template: the tokenizer's, as a text.
+    """
+    word = "Hello"
+
+    def shown(content: Any) -> bool:
+        try:
+            return word in tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+        except Exception:
+            return False
+
+    return not shown(word) and shown(_part(word))
+
+
+def _part(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}] if text else []
 
 
 def _check_not_rendered(tokenizer: Any, text: str) -> None:

@@ -68,7 +68,8 @@ def _whole(line: str, number: int, path: Path) -> Any:
         return DECODER.decode(line)
     except (ValueError, RecursionError) as error:
         position, fault = _explained(error, line, 0)
-        raise _fault(path, number, position + 1, fault) from None
+        goes_on = line.strip() == "{"  # an object over several lines
+        raise _fault(path, number, position + 1, f"{fault}; {SHAPE}" if goes_on else fault) from None
 
 
 def _of_list(text: str, path: Path) -> Iterator[Row]:

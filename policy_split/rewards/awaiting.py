@@ -25,13 +25,13 @@ _current: list[_Loop] = []
 
 
 def await_together(awaitables: Sequence[Awaitable[Any]], limit: float | None = None) -> list[Any]:
-    """What each of them returns or raises (`asyncio.gather` with return_exceptions), awaited at the same time.
+    """What each of them returns or raises, whatever that is, awaited at the same time.
 
     limit: seconds until TimeoutError; None: as long as it takes. Can be called where a loop runs, in a notebook.
     """
 
     async def gathered() -> list[Any]:
-        return await asyncio.gather(*awaitables, return_exceptions=True)
+        return await asyncio.gather(*map(_outcome, awaitables))
 
     future = asyncio.run_coroutine_threadsafe(gathered(), _loop())
     try:
@@ -42,6 +42,14 @@ def await_together(awaitables: Sequence[Awaitable[Any]], limit: float | None = N
     except BaseException:  # Ctrl-C
         future.cancel()
         raise
+
+
+async def _outcome(awaitable: Awaitable[Any]) -> Any:
+    """SystemExit and KeyboardInterrupt as well, which would end the loop and leave nobody to answer."""
+    try:
+        return await awaitable
+    except BaseException as error:
+        return error
 
 
 def is_async(function: Callable[..., Any]) -> bool:

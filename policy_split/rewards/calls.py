@@ -1,5 +1,6 @@
 """Calls of reward functions: with what their parameters name, coroutines together, errors with function and sample."""
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ def call_rewards(
         awaited = _awaited([calls[number] for number in later], [results[number] for number in later])
         for number, result in zip(later, awaited, strict=True):
             if isinstance(result, BaseException):
-                raise calls[number].explained(result)
+                raise calls[number].explained(_own(result))
             results[number] = result
     return [checked_rewards(result, call.name, texts) for call, result in zip(calls, results, strict=True)]
 
@@ -75,7 +76,9 @@ class _Call:
             raise
 
     def explained(self, error: BaseException) -> BaseException:
-        """The error with a note that names function and sample."""
+        """The error with a note that names function and sample; what is to end the process stays as it is."""
+        if not isinstance(error, Exception):
+            return error
         add_note(error, f"reward function {self.name}, {self._failing_sample()}")
         if isinstance(error, KeyError) and error.args and error.args[0] in NAMES:
             add_note(error, f"{', '.join(NAMES)} are given to a function that has them as parameters")
@@ -97,7 +100,16 @@ class _Call:
                 (result,) = await_together([result], self.limit and self.limit + GRACE)
         except Exception:
             return True
-        return isinstance(result, Exception)
+        return isinstance(result, BaseException)
+
+
+def _own(error: BaseException) -> BaseException:
+    """A coroutine that was cancelled by what it used has failed; nobody has cancelled the run."""
+    if not isinstance(error, asyncio.CancelledError):
+        return error
+    failed = RuntimeError("the coroutine was cancelled (asyncio.CancelledError)")
+    failed.__cause__ = error
+    return failed
 
 
 def _awaited(calls: Sequence[_Call], awaitables: Sequence[Any]) -> list[Any]:

@@ -21,7 +21,11 @@ def as_reward_functions(
 
     timeout: seconds that a call of a function may take, see `time_limited`; None: no limit.
     """
-    given = [reward_funcs] if callable(reward_funcs) or isinstance(reward_funcs, str) else list(reward_funcs)
+    if callable(reward_funcs) or isinstance(reward_funcs, str):
+        reward_funcs = [reward_funcs]
+    if not isinstance(reward_funcs, Iterable) or isinstance(reward_funcs, Mapping):
+        raise TypeError(f"reward_funcs is {reward_funcs!r}, a {type(reward_funcs).__name__}; expected functions")
+    given = list(reward_funcs)
     functions = [load_reward(function) if isinstance(function, str) else function for function in given]
     if not functions:
         raise ValueError("reward_funcs is empty; at least one reward function is needed")

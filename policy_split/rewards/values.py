@@ -14,7 +14,13 @@ def checked_rewards(rewards: Any, name: str, texts: Sequence[str]) -> list[float
 
     Arrays, tensors and series count as lists, and an element of one dimension or none as a number.
     """
-    given = rewards.tolist() if hasattr(rewards, "tolist") else rewards
+    try:
+        given = rewards.tolist() if hasattr(rewards, "tolist") else rewards
+    except Exception as error:  # a tensor without data, ...
+        raise TypeError(
+            f"reward function {name} returned {_shown(rewards)}, a {type(rewards).__name__} that cannot be read "
+            f"({type(error).__name__}: {error})"
+        ) from error
     if isinstance(given, (str, bytes, Mapping, set, frozenset)) or not isinstance(given, Iterable):
         raise TypeError(
             f"reward function {name} returned {_shown(rewards)}, a {type(rewards).__name__}; "

@@ -84,7 +84,7 @@ FAULTS = [
     (f'{ROW}\n"a"', "line 2: str 'a', expected an object"),
     (f"{ROW}\nnull", "line 2: NoneType None, expected an object"),
     (f"{ROW} {ROW}", "line 1, column 17: Extra data; a file holds one JSON object per line"),
-    ('{\n  "prompt": "a"\n}\n', "line 1, column 2: Expecting property name"),
+    ('{\n  "prompt": "a"\n}\n', "line 1, column 2: Expecting property name.*; a file holds one JSON object per line"),
     ("prompt\na\n", "line 1, column 1: Expecting value"),
     (f'{ROW}\n{{"prompt": "a', "line 2, column 12: Unterminated string"),
     (f"[{ROW},\n\n {ROW},\n 7]", "line 4: int 7, expected an object"),

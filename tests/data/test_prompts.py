@@ -165,3 +165,42 @@ class TestTemplatesWithoutASystemMessage:
     def test_an_unknown_place(self, tmp_path):
         with pytest.raises(ValueError, match="high_entropy_place='assistant' must be one of 'system', 'user'"):
             tiny.config(tmp_path, high_entropy_place="assistant")
+
+
+PARTS = (
+    "{% for m in messages %}{{ m['role'] }} {% for part in m['content'] %}{% if part['type'] == 'text' %}"
+    "{{ part['text'] }}{% endif %}{% endfor %} {% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+)
+REFUSES_TEXTS = (
+    "{% for m in messages %}{% if m['content'] is string %}{{ raise_exception('parts!') }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [PARTS, REFUSES_TEXTS + PARTS], ids=["drops-texts", "refuses-texts"])
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("1 2", "user 1 2 assistant"),
+        ([USER], "user 1 2 assistant"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "1 "}, {"type": "text", "text": "2"}]}],
+            "user 1 2 assistant",
+        ),
+        ([USER, PREFILL], "user 1 2 assistant 3"),
+        ([{"role": "system", "content": None}, USER], "system user 1 2 assistant"),
+    ],
+)
+def test_a_template_that_reads_parts_alone_gets_parts(template, prompt, expected):
+    """A text would be left out without a word: the modes would differ, and neither have the question."""
+    tokenizer = chat(template)
+    assert tokenizer.decode(encode_prompt(tokenizer, prompt, None)) == expected
+    with_system = expected.replace("system ", "")
+    assert tokenizer.decode(encode_prompt(tokenizer, prompt, "explore")) == f"system explore {with_system}"
+    user = expected.replace("user", "user explore")
+    assert tokenizer.decode(encode_prompt(tokenizer, prompt, "explore", place="user")) == user
+
+
+def test_half_a_surrogate_pair_in_a_system_prompt_is_named():
+    for tokenizer in (tiny.tokenizer(), chat(TURNS + OPEN)):
+        with pytest.raises(ValueError, match=r"the system prompt has half of a surrogate pair, '\\ud800', at 1"):
+            encode_prompt(tokenizer, "1 2", "a\ud800")

@@ -129,6 +129,31 @@ def test_errors_name_function_and_sample(timeout):
         compute(wrong, timeout=timeout)
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=["SystemExit", "KeyboardInterrupt"])
+def test_what_ends_the_process_does_not_end_the_loop_alone(error):
+    """Raised in the loop's own thread it would leave nobody to answer, and the run would wait for ever."""
+
+    async def leaves(completions):
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        compute(lengths, leaves)
+    assert raised.value is error
+    assert compute(lengths) == [1, 2]  # by the same loop
+
+
+def test_a_coroutine_that_was_cancelled_has_failed():
+    async def cancelled(completions):
+        if "yy" in completions:
+            raise asyncio.CancelledError
+        return [1.0]
+
+    says = r"the coroutine was cancelled \(asyncio.CancelledError\)\nreward function cancelled, sample 1 \('yy'\)"
+    with pytest.raises(RuntimeError, match=says):
+        compute(cancelled)
+    assert compute(lengths) == [1, 2]
+
+
 async def sleeps(completions):
     await asyncio.sleep(60 if "yy" in completions else 0)
     return [1.0] * len(completions)

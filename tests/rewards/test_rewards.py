@@ -111,6 +111,9 @@ def test_kinds_of_numbers(values):
         ({0: 1.0, 1: 2.0}, TypeError, "grade returned {0: 1.0, 1: 2.0}, a dict"),
         ({1.0, 2.0}, TypeError, "grade returned {1.0, 2.0}, a set; expected a list"),
         (b"ab", TypeError, "grade returned b'ab', a bytes"),
+        (torch.ones(2, device="meta"), TypeError, r"grade returned tensor\(.*a Tensor that cannot be read \(NotImpl"),
+        (numpy.float64(1), TypeError, r"grade returned np.float64\(1.0\), a float64; expected a list of 2 numbers"),
+        (torch.tensor(1.0), TypeError, r"grade returned tensor\(1.\), a Tensor; expected a list of 2 numbers"),
     ],
 )
 def test_bad_rewards_name_function_and_sample(values, error, expected):
@@ -119,6 +122,17 @@ def test_bad_rewards_name_function_and_sample(values, error, expected):
 
     with pytest.raises(error, match=expected):
         compute(grade)
+
+
+@pytest.mark.parametrize("given", [5, None, {"reward": never}])
+def test_what_are_no_functions(given):
+    with pytest.raises(TypeError, match=f"reward_funcs is .*, a {type(given).__name__}; expected functions"):
+        as_reward_functions(given, None)
+
+
+def test_a_masked_value_of_an_array_is_none():
+    values = numpy.ma.array([1.0, 2.0], mask=[True, False])
+    assert repr(compute(lambda completions: values)) == "[nan, 2.0]"
 
 
 def test_a_functions_own_error_is_passed_on():
