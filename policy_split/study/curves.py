@@ -17,7 +17,6 @@ from policy_split.storage.whole_folder import replace_text
 from .results import Results, measure_of
 from .variants import Variant
 
-WINDOW = 20  # steps of the running mean
 POINTS = 60  # of each curve
 EVALUATED = ("accuracy", "distinct_correct_8")  # on the way
 DIGITS = 5  # of each number in the file
@@ -37,14 +36,14 @@ class Curve:
     high: list[float]
 
 
-def study_curves(results: Results, variants: Sequence[Variant]) -> list[Curve]:
-    """Running means of every column that some seed has a number of, and the evaluations on the way."""
+def study_curves(results: Results, variants: Sequence[Variant], window: int = 20) -> list[Curve]:
+    """Running means over so many steps of every column that some seed has a number of; the evaluations on the way."""
     curves = []
     for variant in variants:
         for panel, mode, column in _columns(variant):
             runs = [results.runs[variant.name][seed].curves[column] for seed in results.seeds]
             if any(math.isfinite(value) for run in runs for value in run):
-                curves.append(Curve(panel, variant.name, variant.title, mode, *_thinned(runs)))
+                curves.append(Curve(panel, variant.name, variant.title, mode, *_thinned(runs, window)))
         curves += _evaluated(results, variant)
     return curves
 
@@ -90,9 +89,9 @@ def _modes(variant: Variant) -> tuple[str, ...]:
     return (normal, high) if variant.dual_mode else (normal,)
 
 
-def _thinned(runs: Sequence[Sequence[float]]) -> tuple[list[int], list[float], list[float], list[float]]:
+def _thinned(runs: Sequence[Sequence[float]], window: int) -> tuple[list[int], list[float], list[float], list[float]]:
     """Steps, mean, least and greatest; the running mean at a step is over the steps up to it."""
-    window = min(WINDOW, len(runs[0]))
+    window = min(window, len(runs[0]))
     smooth = np.array([np.convolve(run, np.ones(window) / window, "valid") for run in runs])
     places = np.unique(np.linspace(0, smooth.shape[1] - 1, POINTS).round().astype(int))
     shown = smooth[:, places]

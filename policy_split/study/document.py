@@ -7,7 +7,6 @@ from policy_split.evaluation.statistics import sizes_of_k
 from policy_split.evaluation.tables import markdown
 
 from .claims import claims, measures_of
-from .curves import WINDOW
 from .equal_tables import equal_tables, kl_table
 from .plan import Plan
 from .results import Results, measure_of
@@ -40,7 +39,8 @@ def document(
         _pass_at_k(plan, results),
         "## Curves",
         f"![Entropy, reward and KL over the steps]({figure})",
-        f"Running means over {WINDOW} steps; bands are the range over the seeds. [Their numbers]({data}).",
+        f"Running means over {plan.task.STORY.window} steps; bands are the range over the seeds. "
+        f"[Their numbers]({data}).",
         *_apart(plan, results),
         "## Settings",
         _settings(plan),
@@ -87,10 +87,11 @@ def _equal(plan: Plan, results: Results) -> list[str]:
 
 
 def _apart(plan: Plan, results: Results) -> list[str]:
-    table = kl_table(plan, results, WINDOW)
+    window = plan.task.STORY.window
+    table = kl_table(plan, results, window)
     if not table:
         return []
-    said = f"Running means over {WINDOW} steps of KL(high-entropy || normal) on training questions, nats per token."
+    said = f"Running means over {window} steps of KL(high-entropy || normal) on training questions, nats per token."
     return ["## How far the modes went apart", said, table]
 
 
@@ -98,13 +99,14 @@ def _table(plan: Plan, results: Results) -> str:
     titles = [title.format(samples=plan.samples) for title, _ in measures_of(plan).values()]
     rows = [["algorithm", "prompt", *titles, "tokens generated", "time of a step / GRPO"]]
     before = [f"{measure_of(results.before, name, N):.{p}f}" for name, (_, p) in measures_of(plan).items()]
-    rows.append(["warm start", N, *before, "", ""])
+    rows.append([plan.task.STORY.start, N, *before, "", ""])
     for variant in plan.variants:
         for mode in (N, H):
             cells = [interval_text(results.values(variant.name, m, mode), p) for m, (_, p) in measures_of(plan).items()]
             runs = results.runs[variant.name]
             tokens = statistics.fmean(runs[seed].tokens for seed in results.seeds)
-            ends = [f"{tokens / 1e6:.2f} M", _time(results, variant)] if mode == N else ["", ""]
+            written = f"{tokens / 1e6:.2f} M" if tokens > 1e5 else f"{tokens:,.0f}"
+            ends = [written, _time(results, variant)] if mode == N else ["", ""]
             rows.append([variant.title, mode.replace("_", "-"), *cells, *ends])
     return markdown(rows)
 

@@ -22,13 +22,16 @@ class Claim(NamedTuple):
 @dataclass(frozen=True)
 class Story:
     title: str
+    start: str  # what every run begins with
     measures: Mapping[str, tuple[str, int]]  # measure -> (title, decimal places)
     claims: tuple[Claim, ...]
     compared: tuple[str, ...]  # measures of the table of differences to GRPO
+    window: int  # steps of the curves' running means
 
 
 COUNTDOWN = Story(
     title="The comparison at our scale",
+    start="warm start",
     measures={
         "accuracy": ("accuracy", 3),
         "pass@8": ("best of 8", 3),
@@ -51,9 +54,11 @@ COUNTDOWN = Story(
         Claim("the high-entropy mode has more entropy than the normal one", "entropy", H, OWN_NORMAL),
     ),
     compared=("accuracy", "pass@8", "distinct_correct_8"),
+    window=20,
 )
 WORDS = Story(
     title="The comparison on sentences",
+    start="before training",
     measures={
         "accuracy": ("reward", 3),
         "pass@8": ("full reward, best of 8", 3),
@@ -77,4 +82,5 @@ WORDS = Story(
         Claim("the high-entropy mode has more entropy than the normal one", "entropy", H, OWN_NORMAL),
     ),
     compared=("accuracy", "div_ngram_8", "div_bleu_8"),
+    window=3,
 )

@@ -98,7 +98,7 @@ class PolicySplitTrainer:
         if reward_funcs is None:
             reward_funcs = reward_of(self.train_dataset, model if isinstance(model, str) else None)
         if reward_funcs is None:
-            raise ValueError("reward_funcs is None; only reasoning-gym and words have a reward of their own")
+            raise ValueError("reward_funcs is None; only reasoning-gym and words have one of their own")
         self.rewards = as_reward_functions(reward_funcs, config.reward_weights, config.reward_timeout)
         if config.eval_steps and self.eval_dataset is None:
             raise ValueError(f"eval_steps={config.eval_steps} needs an eval_dataset")

@@ -251,7 +251,7 @@ def test_the_trainer_by_name(tmp_path):
     assert len(trainer.evaluate("reasoning-gym:chain_sum?size=2", 2)) > 2
     with pytest.raises(ValueError, match="questions of train_dataset"):
         PolicySplitTrainer(model, *arguments, eval_dataset=f"{SUMS}&seed=0")
-    with pytest.raises(ValueError, match="reward_funcs is None; only a reasoning-gym dataset has a reward of its own"):
+    with pytest.raises(ValueError, match="reward_funcs is None; only reasoning-gym and words have one of their own"):
         PolicySplitTrainer(model, tiny.tokenizer(), None, tiny.QUESTIONS, tiny.config(tmp_path / "other"))
 
 

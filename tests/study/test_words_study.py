@@ -7,7 +7,10 @@ import pytest
 import words_plan
 from datasets import Dataset
 
+from policy_split.commands import study as command
+from policy_split.commands.main import main
 from policy_split.study import runner
+from policy_split.study.results import read_results
 from policy_split.words.word_list import Word
 
 
@@ -46,3 +49,42 @@ def test_a_finished_run_is_not_repeated_and_another_model_is_refused(plan, done)
     assert {path: path.stat().st_mtime_ns for path in done.rglob("*")} == stamps
     with pytest.raises(ValueError, match="warm-start holds a run with other size; choose another --output"):
         runner.run_study(replace(plan, size=replace(plan.size, model="other")), done)
+
+
+def test_the_command_writes_the_document(plan, done, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(command.PLANS, "words", plan)
+    target = tmp_path / "study.md"
+    assert main(["study", "--plan", "words", "--output", str(done), "--document", str(target)]) == 0
+    text = target.read_text()
+    assert capsys.readouterr().out.startswith(text)
+    assert text.startswith("# The comparison on sentences\n")
+    diversity = read_results(plan, done).values("policy_split", "div_bleu_8", "high_entropy")
+    row = next(line for line in text.splitlines() if line.startswith("| ... and of its own normal mode in Div-BLEU"))
+    assert row.split("|")[2].strip() == f"{diversity[0]:.3f}"
+    for words in (
+        "| before training ",
+        "One short sentence that uses 3 given words, by model;",
+        "over 3 steps",
+        "| tokens ",
+    ):
+        assert words in text
+    curves = json.loads((tmp_path / "data" / "study.json").read_text())["curves"]
+    assert curves[0]["steps"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--plan", "words"], "SmolLM2-135M-Instruct.Q4_1.gguf: there is no such folder"),
+        (["--plan", "words", "--model", "/no/such"], "/no/such: there is no such folder"),
+        (["--plan", "words", "--warm-start-steps", "3"], "--warm-start-steps is not of --plan words"),
+        (["--plan", "cpu", "--model", "x/y"], "--model is not of --plan cpu"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
