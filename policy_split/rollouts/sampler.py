@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
 from policy_split.config import PolicySplitConfig
 from policy_split.messages import Prompt
@@ -106,10 +106,11 @@ class Sampler:
 
 
 def _check_runs(config: PolicySplitConfig, accelerator: Accelerator, length: int, longest_prompt: int) -> None:
-    if accelerator.num_processes > 1:
+    kind = accelerator.distributed_type
+    if accelerator.num_processes > 1 or kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
-            f"rollout_engine='vllm' has been made for one process, not for {accelerator.num_processes}; choose "
-            f"rollout_engine='transformers'"
+            f"rollout_engine='vllm' has been made for one process with the whole model, not for "
+            f"{accelerator.num_processes} with {kind.value}; choose rollout_engine='transformers'"
         )
     needed = longest_prompt + config.max_completion_length
     if length < needed:

@@ -9,6 +9,7 @@ import numpy
 import pytest
 import tiny
 import torch
+from accelerate import DistributedType
 from trained import trainer
 
 from policy_split import extras
@@ -181,10 +182,11 @@ def test_what_it_cannot_do_is_said_before_anything(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"vllm_max_model_length=9 is shorter than the longest prompt \(5 tokens\)"):
         trainer(tmp_path, rollout_engine="vllm", vllm_max_model_length=9)
     run = trainer(tmp_path)
-    several = SimpleNamespace(num_processes=2)
     config = tiny.config(tmp_path, rollout_engine="vllm")
-    with pytest.raises(ValueError, match="rollout_engine='vllm' has been made for one process, not for 2"):
-        sampler.Sampler(run.policy, config, several, 5, "1 2")
+    for count, kind in ((2, DistributedType.MULTI_GPU), (1, DistributedType.DEEPSPEED), (1, DistributedType.FSDP)):
+        several = SimpleNamespace(num_processes=count, distributed_type=kind)
+        with pytest.raises(ValueError, match=f"one process with the whole model, not for {count} with {kind.value}"):
+            sampler.Sampler(run.policy, config, several, 5, "1 2")
 
 
 @pytest.mark.parametrize(
