@@ -30,7 +30,9 @@ def read_settings_file(path: str | Path, *, strict: bool = True) -> dict[str, An
     run of another version may have kept, are left aside.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"--config {path}: there is no such file")
+        inside = Path(path) / "config.yaml"
+        there = f"a folder; give {inside}" if inside.is_file() else "there is no such file"
+        raise FileNotFoundError(f"--config {path}: {there}")
     try:
         read = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

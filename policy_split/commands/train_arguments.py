@@ -13,7 +13,7 @@ from policy_split.config.presets import PRESETS
 from policy_split.countdown.sizes import SIZES, CountdownSize, find_size, load_size
 from policy_split.data.datasets import DATASET_HELP
 from policy_split.rewards.loading import REWARD_HELP
-from policy_split.run_folder.checkpoints import checkpoints
+from policy_split.run_folder.checkpoints import CHECKPOINTS, checkpoints
 from policy_split.run_folder.output_dir import CONFIG
 
 from .settings_file import SOURCES, read_settings_file
@@ -134,6 +134,12 @@ def _of_run(folder: str, chosen: argparse.Namespace, given: dict[str, Any]) -> d
         return settings
     named = chosen.model or given.get("model")
     if not named and not load_size(path) and (folder != newest_folder(COUNTDOWN) or checkpoints(path)):
+        run = path.absolute().parent.parent
+        if path.absolute().parent.name == CHECKPOINTS and (run / CONFIG).is_file():
+            raise ValueError(
+                f"--resume {folder}: a checkpoint; its run is {run}, which --resume takes and goes on with the newest; "
+                f"with this one, train(resume_from_checkpoint={folder!r}) in Python"
+            )
         what = "there is no such folder" if not path.is_dir() else f"there is no run in it (no {CONFIG})"
         raise FileNotFoundError(f"--resume {folder}: {what}; give --model, --dataset and --reward to start one")
     if checkpoints(path):

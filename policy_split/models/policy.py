@@ -89,7 +89,9 @@ def load_tokenizer(tokenizer: Any, model: PreTrainedModel | str) -> Any:
     try:
         loaded = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:  # several lines of advice
-        raise FileNotFoundError(f"{source}: no tokenizer could be loaded: {' '.join(str(error).split())}") from error
+        absent = "" if Path(source).exists() else "there is no such folder, and of that name on the Hugging Face hub "
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(f"{source}: {absent}no tokenizer could be loaded: {reason}") from error
     if len(loaded) <= len(set(loaded.all_special_ids)):  # what transformers makes of a folder without tokenizer files
         raise FileNotFoundError(f"{source}: no tokenizer could be loaded: there is none in it")
     return loaded

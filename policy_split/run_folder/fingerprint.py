@@ -3,19 +3,28 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from policy_split.storage.whole_folder import digest
+
+REWARD_FILES = "reward files"
 SAMPLE = 32  # numbers of each weight: a training moves all of them
 # of a model's config: where it came from and how it is run
 IGNORED = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 
 
 def fingerprint(
-    questions: Any, tokenizer: Any, model: PreTrainedModel, rewards: Sequence[str], frozen: str | None
+    questions: Any,
+    tokenizer: Any,
+    model: PreTrainedModel,
+    rewards: Sequence[str],
+    frozen: str | None,
+    reward_sources: str | Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """For fingerprint.json; frozen: `weights_sum` of what the run depends on and no checkpoint holds."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -32,7 +41,21 @@ def fingerprint(
         "model": {name: value for name, value in config.items() if name not in IGNORED and name[0] != "_"},
         "frozen weights": frozen,
         "rewards": list(rewards),
+        REWARD_FILES: reward_files(reward_sources),
     }
+
+
+def reward_files(sources: str | Sequence[str] | None) -> dict[str, str]:
+    """The sum of each file of "FILE.py:FUNCTION" among the names of rewards, by its path."""
+    names = [sources] if isinstance(sources, str) else sources or ()
+    paths = [Path(name.rpartition(":")[0]) for name in names]
+    return {str(path): digest(path) for path in paths if path.suffix == ".py" and path.is_file()}
+
+
+def edited_rewards(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Files of rewards that are not as they were: a reward may be mended, and the run goes on with it."""
+    kept, now = (each.get(REWARD_FILES) or {} for each in (before, after))
+    return [path for path in now if kept.get(path, now[path]) != now[path]]
 
 
 def weights_sum(model: nn.Module, *, trainable: bool) -> str:
@@ -47,7 +70,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
     """What differs between two fingerprints: name -> (before, after), in words that a person can compare."""
     found: dict[str, tuple[Any, Any]] = {}
     for part in after:
-        if part in before and before[part] != after[part]:
+        if part in before and before[part] != after[part] and part != REWARD_FILES:
             found |= _of_part(part, before[part], after[part])
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 from policy_split.config import PolicySplitConfig
 
 from .checkpoints import CHECKPOINTS
-from .fingerprint import differences
+from .fingerprint import differences, edited_rewards
 from .record import Record, read_fingerprint, read_settings
 
 ROWS = "rows of an optimizer step (per_device_train_batch_size * gradient_accumulation_steps)"
@@ -20,7 +20,7 @@ def check_resumable(checkpoint: Path, record: Record, *, anyway: bool) -> None:
     Settings that a run may change are not looked at. A run of an earlier version, which has kept no fingerprint, is
     resumed with a warning.
     """
-    folder = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint
+    folder = _folder_of(checkpoint)
     before, kept = read_settings(folder), read_fingerprint(folder)
     found: dict[str, tuple[Any, Any]] = {}
     if before is not None:
@@ -43,6 +43,19 @@ def check_resumable(checkpoint: Path, record: Record, *, anyway: bool) -> None:
         f"{folder} cannot go on with what is not as it was: {listed}; give what it ran with, start another run, or go "
         f"on regardless with --resume_anyway, train(resume_from_checkpoint=..., resume_anyway=True)"
     )
+
+
+def noted_changes(checkpoint: Path, record: Record) -> list[str]:
+    """What a run may go on with and a person has to know of, a line each."""
+    kept = read_fingerprint(_folder_of(checkpoint)) or {}
+    return [
+        f"{path} is not what it was when the run last started: its steps from now on are graded by what it is now"
+        for path in edited_rewards(kept, record.fingerprint)
+    ]
+
+
+def _folder_of(checkpoint: Path) -> Path:
+    return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint
 
 
 def fixed_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

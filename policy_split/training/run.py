@@ -1,6 +1,7 @@
 """A run: a trainer's steps to the last one, what is written after each, and what is kept when one stops or fails."""
 
 import os
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from policy_split.rollouts.rollout import Rollout
 from policy_split.run_folder.checkpoints import find_checkpoint, usable
 from policy_split.run_folder.hub import check_hub, push
 from policy_split.run_folder.output_dir import check_output_dir
-from policy_split.run_folder.resume import check_resumable
+from policy_split.run_folder.resume import check_resumable, noted_changes
 from policy_split.run_folder.runlog import RunLog
 
 from .stopping import StopRequest
@@ -39,6 +40,8 @@ class Run:
         if resume:
             checkpoint = find_checkpoint(trainer.output_dir, resume_from_checkpoint)
             check_resumable(checkpoint, record, anyway=resume_anyway)
+            for line in noted_changes(checkpoint, record):
+                self.accelerator.print(line, file=sys.stderr)
             self.state.load(checkpoint)
         metrics: dict[str, float] = {}
         disable = config.disable_tqdm if self.accelerator.is_main_process else True

@@ -178,7 +178,8 @@ class PolicySplitTrainer:
     def record(self) -> Record:
         """What is written beside the run, and compared when it is resumed."""
         names = [reward_name(function) for function, _ in self.rewards]
-        parts = (self.train_dataset, self.tokenizer, self.policy.bare, names, self.frozen)
+        sources = self.sources.get("reward")
+        parts = (self.train_dataset, self.tokenizer, self.policy.bare, names, self.frozen, sources)
         return Record(described(self.config, self.sources), fingerprint(*parts))
 
     def step(self) -> tuple[dict[str, float], Rollout]:

@@ -67,6 +67,22 @@ def test_flags_that_may_not_are_refused_with_both_values_and_taken_regardless(so
     assert len(saved_task.rows(somewhere / "run")) == 3
 
 
+def test_a_reward_that_was_mended_is_gone_on_with_and_said(somewhere, first, capsys):
+    """Once: the next time it is as it was."""
+    file = first[0] / "rewards.py"
+    before = file.read_text()
+    try:
+        file.write_text(before + "\n# mended\n")
+        assert train("--resume", "run", "--max_steps", "3", "--save_steps", "1") == 0
+        said = capsys.readouterr().err
+        assert f"{file} is not what it was when the run last started: its steps from now on are graded by" in said
+        assert train("--resume", "run", "--max_steps", "4") == 0
+        assert "is not what it was" not in capsys.readouterr().err
+    finally:
+        file.write_text(before)
+    assert len(saved_task.rows(somewhere / "run")) == 4
+
+
 def test_a_file_of_settings_wins_over_the_folder_and_flags_over_it(somewhere):
     (somewhere / "more.yaml").write_text("max_steps: 4\nlearning_rate: 1e-4\n")
     assert train("--resume", "run", "--config", "more.yaml", "--max_steps", "3") == 0
@@ -86,7 +102,12 @@ def test_a_run_that_has_ended_is_done_again_by_nobody(somewhere):
         (["--resume", "--output_dir", "empty"], "--resume empty: there is no run in it (no config.yaml)"),
         (["--resume", "run", "--output_dir", "other"], "name two folders; give one of them"),
         (["--resume", "--model", "m", "--dataset", "d"], "--resume needs the run's folder: --resume RUN"),
-        (["--resume", "run", "--model", "other"], "other"),
+        (
+            ["--resume", "run", "--model", "other"],
+            "other: there is no such folder, and of that name on the Hugging Face hub",
+        ),
+        (["--resume", "run/checkpoints/checkpoint-2"], "checkpoint-2: a checkpoint; its run is "),
+        (["--resume", "run", "--config", "run"], "--config run: a folder; give run/config.yaml"),
         (["--resume", "run", "--size", "minute"], "--size minute is of the built-in Countdown task"),
     ],
 )
