@@ -116,6 +116,7 @@ check-packages: install $(VENV)/.test
 
 bench-cpu: install $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks/logits/test_cpu.py benchmarks/lm_head/test_cpu.py benchmarks/logits/test_cpu_scaling.py -s -q --benchmark-columns=min,median,max,rounds --benchmark-sort=name $(ARGS)
+	$(BIN)/python -m benchmarks.logits.call_price
 
 bench-trainer: install $(VENV)/.test
 	$(BIN)/python -m benchmarks.trainer.compare $(ARGS)

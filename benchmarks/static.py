@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .machine_code.chips import CHIPS, Bound, bound
+from .machine_code.cluster import print_prediction
 from .markdown import table
 
 TARGETS = ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"]
@@ -99,7 +100,11 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
     parser.add_argument("--dtype", nargs="+", choices=ITEMSIZE, default=["bfloat16", "float32"], help="of the table")
     parser.add_argument("--output", help="JSON file with every record")
+    parser.add_argument("--cluster", action="store_true", help="predict a loss kernel with rows in shared memory, only")
     options = parser.parse_args()
+    if options.cluster:
+        print_prediction()
+        return
     found = reports(options.targets)
     for target, records in found.items():
         for record in records:

@@ -61,10 +61,10 @@ def store_tile(
     row_ptr, i, values,
     V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    """Round and store tile i."""
+    """Round and store tile i, past what the L2 cache keeps of rows that are read again."""
     pointers = tile_pointers(row_ptr, i, V, DEPTH, LANES, VEC, TAIL)
     values = tl.broadcast_to(values.to(row_ptr.dtype.element_ty), pointers.shape)
-    tl.store(pointers, values, mask=tail_inside(V, DEPTH, LANES, VEC) if TAIL else None)
+    tl.store(pointers, values, mask=tail_inside(V, DEPTH, LANES, VEC) if TAIL else None, cache_modifier=".cs")
 
 
 @triton.jit
