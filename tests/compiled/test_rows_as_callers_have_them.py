@@ -10,6 +10,7 @@ INF = float("inf")
 VOCABULARY = 2053
 STATISTICS = ["logprobs_entropy_kernel", "logprobs_entropy_gradient_kernel"]
 LOSS = ["dual_mode_loss_kernel", "scale_rows_kernel"]
+IN_BACKWARD = ["dual_mode_loss_kernel", "logprobs_entropy_gradient_kernel"]  # bfloat16 in place, rounded once
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 
 
@@ -41,7 +42,7 @@ def test_the_gradient_in_place_of_strided_rows_touches_nothing_else(launches, vo
     rows = computed[part]
     tokens = calls.loss_tokens(rows, targets)
     calls.check_loss(rows, targets, tokens, upstream=-4.0, inplace_of=leaf)
-    assert launches() == LOSS
+    assert launches() == (IN_BACKWARD if dtype == torch.bfloat16 else LOSS)
     around = computed.detach().clone()
     around[part] = torch.nan
     assert around.isnan().all()
@@ -109,7 +110,7 @@ def test_what_is_done_to_the_logits_first(launches, name, inplace):
     tokens = calls.loss_tokens(logits, targets, **options)
     rows = logits.requires_grad_() * 1.0 if inplace else logits
     calls.check_loss(rows, targets, tokens, upstream=0.5, inplace_of=logits if inplace else None, **options)
-    assert launches() == [*STATISTICS, *LOSS]
+    assert launches() == [*STATISTICS, *(IN_BACKWARD if inplace else LOSS)]
 
 
 SETTINGS = {

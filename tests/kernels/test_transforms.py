@@ -10,6 +10,7 @@ from policy_split import (
     linear_logprobs_and_entropy,
     linear_token_loss,
     logprobs_and_entropy,
+    logprobs_entropy_lse,
     mode_divergence,
 )
 from policy_split.drop_in import trl, verl
@@ -35,6 +36,7 @@ def sequence_loss(x, t, a):
 
 FUNCTIONS = {
     "statistics": lambda x, t, a: torch.stack(logprobs_and_entropy(x, t, temperature=0.8)),
+    "log-sum-exp": lambda x, t, a: logprobs_entropy_lse(x, t, temperature=0.8).lse,
     "divergence": lambda x, t, a: torch.stack(mode_divergence(x, x * a[:, None])),
     "Jensen-Shannon": lambda x, t, a: jensen_shannon_divergence(x, x * a[:, None], beta=0.7),
     "loss": loss,
@@ -55,6 +57,26 @@ def test_vmap(backend, name):
         torch.func.vmap(function, in_dims=(1, 1, None))(LOGITS.movedim(0, 1), TARGETS.T, ADVANTAGES[0]),
         torch.stack([function(x, t, ADVANTAGES[0]) for x, t in zip(LOGITS, TARGETS, strict=True)]),
     )
+
+
+@pytest.mark.parametrize("size", [B, N])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_a_batch_beside_one_that_is_not(side, beta, size):
+    """One teacher for many students: and a batch of as many as there are rows is taken for neither."""
+    batch = torch.randn(size, N, V, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    other = LOGITS[0]
+    batch[:, 1, 2] = -torch.inf if beta == 0.5 else 0.0
+
+    def function(x):
+        pair = (x, other) if side == 0 else (other, x)
+        return jensen_shannon_divergence(*pair, beta=beta)
+
+    total = lambda x: function(x).sin().sum()  # noqa: E731
+    torch.testing.assert_close(torch.func.vmap(function)(batch), torch.stack([function(x) for x in batch]))
+    leaves = [x.clone().requires_grad_() for x in batch]
+    expected = torch.stack([torch.autograd.grad(total(x), x)[0] for x in leaves])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(total))(batch), expected)
 
 
 @every_function

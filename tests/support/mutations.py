@@ -34,6 +34,9 @@ UPSTREAM = ("kernels/test_peer_handling.py test_every_token",)
 FORWARD = ("kernels/test_forward_mode.py test_loss or test_drop_in",)
 SECOND = ("kernels/test_second_derivatives.py right_gradient or impossible",)
 LEARNED = ("losses/test_learned_arguments.py test_temperature or test_per_token",)
+SURROGATES = ("losses/test_surrogates.py literal",)
+MIXTURE = ("kernels/test_jensen_shannon.py literal or gradcheck",)
+LSE = ("kernels/test_log_sum_exp.py values and float32",)
 UNCOUNTED = ("losses/test_learned_arguments.py may_be_nan",)
 
 TABLE = {
@@ -56,8 +59,16 @@ TABLE = {
          "sloped(logprobs, torch.ones_like(logprobs))", "torch.zeros_like(logprobs)", SECOND),
         ("cispo_weight_followed", "ratio.detach().clamp", "ratio.clamp", SECOND),
         ("sampler_weight_inverted", "(old_logprobs - sampler_logprobs)", "(sampler_logprobs - old_logprobs)", LOSS),
+        ("sapo_slope_of_one_side",
+         "torch.sigmoid(x) * torch.sigmoid(-x), ratio", "torch.sigmoid(x), ratio", SURROGATES),
+        ("sapo_temperatures_swapped", "advantages > 0, sapo_temp", "advantages <= 0, sapo_temp", SURROGATES),
+        ("corrected_kl_without_its_ratio",
+         "kl = ratio * torch.where(near, kl", "kl = torch.where(near, kl", SURROGATES),
+        ("corrected_kl_slope", "grad_kl = -scaled(ratio, x)", "grad_kl = scaled(ratio, x)", SURROGATES),
+        ("capped_kl_has_a_slope", "(0.0, grad_kl)))", "(1.0, grad_kl)))", SURROGATES),
     ],
     "reference/logits.py": [
+        ("lse_slope", "grad + grad_lse[:, None] * p", "grad - grad_lse[:, None] * p", LSE),
         ("entropy_gradient_sign", "- grad_entropy[:, None] * to", "+ grad_entropy[:, None] * to", STATISTICS),
         ("entropy_missing_in_its_gradient", "p * (log_p + entropy[:, None])", "p * log_p", STATISTICS),
         ("p_missing_at_the_target", "to(p.dtype)) - p\n", "to(p.dtype))\n", STATISTICS),
@@ -83,6 +94,10 @@ TABLE = {
         ("other_side_sign", "p - other.exp()", "other.exp() - p", DIVERGENCE),
         ("infinite_kl_has_a_gradient", "torch.where(infinite, torch.nan, 0.0)", "torch.where(infinite, 0.0, 0.0)",
          SECOND),
+        ("mixture_weights_swapped",
+         "rows = ((1 - beta) * kl_a + beta * kl_b,", "rows = (beta * kl_a + (1 - beta) * kl_b,",
+         MIXTURE),
+        ("mixture_kl_missing_in_its_gradient", "p * (gap - kl[:, None])", "p * gap", MIXTURE),
         ("impossible_token_without_slope", "impossible, -p.detach(), 0.0)", "impossible, 0.0 * p, 0.0)", SECOND),
     ],
     "reference/slopes.py": [
@@ -91,7 +106,11 @@ TABLE = {
     "followed.py": [
         ("learned_arguments_unseen", "or is_followed(*others)", "", LEARNED),
     ],
+    "logprobs.py": [
+        ("lse_without_the_temperature", "rows.row_max * inverse_temperature + rows", "rows.row_max + rows", LSE),
+    ],
     "vector_loss.py": [
+        ("vespo_weight_grows", "(k * log_weight - scale *", "(k * log_weight + scale *", SURROGATES),
         ("mean_over_all_rows", "valid.view(-1, length).sum(-1, keepdim=True).clamp(min=1)",
          "0 * valid.view(-1, length).sum(-1, keepdim=True) + length", LOSS),
         ("uncounted_arguments", "name: _zero_unless(valid, x) for name", "name: x for name", UNCOUNTED),
@@ -107,7 +126,8 @@ TABLE = {
         ("upstream_taken_for_one", "and float(upstream[0]) == 1", "", LOSS),
     ],
     "lm_head/products.py": [
-        ("weight_gradient_of_the_last_chunk", "grad.t(), x, start=not self._started", "grad.t(), x, start=True", HEAD),
+        ("weight_gradient_of_the_last_chunk",
+         "grad[:n].t(), x, start=not self._started", "grad[:n].t(), x, start=True", HEAD),
         ("hidden_gradient_of_the_last_part",
          "weight_part(part), start=part.start == 0", "weight_part(part), start=True", HEAD),
         ("bias_gradient_of_the_last_chunk", "self.bias += grad_logits", "self.bias[:] = grad_logits", HEAD),
@@ -144,8 +164,17 @@ TABLE = {
          "clip_objective < ratio * advantage}", "clip_objective != ratio * advantage}", LOSS),
         ("sampler_weight_not_capped",
          "correction > terms.sampler_cap ? terms.sampler_cap : correction", "correction", LOSS),
+        ("sapo_slope_of_one_side", "4 * scaled(gate * rest, ratio)", "4 * scaled(gate, ratio)", SURROGATES),
+        ("corrected_kl_slope", "far, -scaled(ratio, x)}", "far, scaled(ratio, x)}", SURROGATES),
+        ("capped_kl_has_a_slope", "Estimate{terms.kl_cap, 0}", "Estimate{terms.kl_cap, 1}", SURROGATES),
+    ],
+    "cpp/mixture.h": [
+        ("mixture_kl_missing_in_its_gradient", "token.p * (token.gap_p - kl_a)", "token.p * token.gap_p", MIXTURE),
+        ("mixture_shares_swapped", "share = of_a ? beta : rest", "share = of_a ? rest : beta", MIXTURE),
     ],
     "cpp/rows.h": [
+        ("lse_slope", "all(-(grad_logprob - grad_lse", "all(-(grad_logprob + grad_lse", LSE),
+        ("lse_slope_at_the_target", "* surprise + grad_lse * p)", "* surprise)", LSE),
         ("entropy_gradient_sign", "slope = all(-grad_entropy * ln_2", "slope = all(grad_entropy * ln_2", STATISTICS),
         ("entropy_missing_in_its_gradient", "(from.entropy - from.log_sum)", "(-from.log_sum)", STATISTICS),
         ("entropy_missing_at_the_target", "p * (log_p + from.entropy)", "p * log_p", STATISTICS),
@@ -184,8 +213,16 @@ TABLE = {
         ("cispo_clips_whatever_the_sign",
          "grad_objective < ratio * advantage", "grad_objective != ratio * advantage", LOSS),
         ("sampler_weight_not_capped", "tl.where(correction > cap, cap, correction)", "correction", LOSS),
+        ("sapo_slope_of_one_side", "_scaled(gate / (1 + tl.exp(x)), ratio)", "_scaled(gate, ratio)", SURROGATES),
+        ("corrected_kl_slope", "grad_kl = -_scaled(ratio, x)", "grad_kl = _scaled(ratio, x)", SURROGATES),
+        ("capped_kl_has_a_slope", "tl.where(kl > cap, 0.0, grad_kl)", "tl.where(kl > cap, 1.0, grad_kl)", SURROGATES),
+    ],
+    "gpu/mixture.py": [
+        ("mixture_kl_missing_in_its_gradient", "p * (gap_p - kl_a)", "p * gap_p", MIXTURE),
+        ("mixture_weights_swapped", "rest * kl_a + beta * kl_b,", "beta * kl_a + rest * kl_b,", MIXTURE),
     ],
     "gpu/rows.py": [
+        ("lse_slope", "+ kept * grad_lse -", "- kept * grad_lse -", LSE),
         ("entropy_gradient_sign", "slope = -kept * grad_entropy", "slope = kept * grad_entropy", STATISTICS),
         ("entropy_missing_in_its_gradient", "(grad_entropy * entropy + grad_logprob)", "grad_logprob", STATISTICS),
         ("inverse_temperature_missing", "tl.exp2(-offset) * inverse_temperature", "tl.exp2(-offset)", STATISTICS),

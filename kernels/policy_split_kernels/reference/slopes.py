@@ -39,8 +39,8 @@ class _Sloped(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, slope: Tensor) -> Any:
         sides = zip((x, slope), in_dims, strict=True)
-        x, slope = (x if dim is None else x.movedim(dim, 0) for x, dim in sides)
-        return _sloped(x, slope.expand_as(x) if in_dims[1] is None else slope), 0
+        x, slope = (x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in sides)
+        return _sloped(x, slope.expand_as(x)), 0
 
 
 def _times(slope: Tensor, x: Tensor) -> Tensor:
