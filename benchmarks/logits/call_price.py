@@ -1,9 +1,9 @@
 """The price of a call where the kernel is nothing: 8 x 128 logits on one thread, beside eager PyTorch.
 
-python -m benchmarks.logits.call_price [ROUNDS]
+python -m benchmarks.logits.call_price [--rounds N]
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 
@@ -45,7 +45,9 @@ def microseconds(candidate: dict[str, Callable[[int], object]], rounds: int) -> 
 
 
 if __name__ == "__main__":
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=1000)
+    rounds = parser.parse_args().rounds
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
     for kind, candidate in runs().items():
         price = microseconds(candidate, rounds)

@@ -39,6 +39,8 @@ def contracted(rows, leaves, tangents):
     """Tangents of rows (N,), each of its own logits alone, the sizes of their terms, and which rows are NaN."""
     grads = torch.autograd.grad(rows.sum(), leaves, retain_graph=True, materialize_grads=True)
     terms = [grad * tangent.reshape(grad.shape).double() for grad, tangent in zip(grads, tangents, strict=True)]
+    # A filtered logit of NaN moves nothing; the slope of its softcap is NaN all the same.
+    terms = [torch.where(rows.isnan()[:, None], x, x.nan_to_num(0.0)) for x in terms]
     return sum(x.sum(-1) for x in terms), sum(x.abs().sum(-1) for x in terms), rows.isnan()
 
 
