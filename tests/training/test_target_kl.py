@@ -63,12 +63,12 @@ def test_a_resumed_run_is_the_same(tmp_path):
 
 
 def test_eta_stays_within_its_bounds(tmp_path):
-    """60 steps of a real model, from a start whose eta does little towards a target that it does not reach alone."""
+    """20 steps of a real model, from a start whose eta does little towards a target that it does not reach alone."""
     options = {
         "clamp": "code",
         "kappa": None,
         "eta": 0.05,
-        "max_steps": 60,
+        "max_steps": 20,
         "learning_rate": 3e-3,
         "prompts_per_step": 6,
     }
