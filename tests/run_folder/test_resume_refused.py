@@ -53,6 +53,7 @@ OTHERS = {
     "loss_type": "grpo",
     "epsilon_high": 0.5,
     "delta": 3.0,
+    "target_kl": 0.2,
     "reward_weights": [2.0],
 }
 
