@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from policy_split.config import PolicySplitConfig
+from policy_split.isolation.handlers import Handlers
 from policy_split.storage.whole_folder import replace_text
 
 from .place import EVALUATION, SPEC, WARM_START
@@ -64,7 +66,7 @@ def _run_all(folders: Sequence[Path], jobs: int, threads: int, deadline: float |
     total, done = len(waiting), 0
     running: dict[Path, subprocess.Popen[bytes]] = {}
     started = time.monotonic()
-    with _ended(running):
+    with Handlers({signal.SIGTERM: _stopped}), _ended(running):
         while waiting or running:
             if deadline is not None and time.monotonic() > deadline:
                 raise OutOfTime(f"{total - done} of {total} runs are not finished; the same command goes on")
@@ -92,6 +94,11 @@ def _start(folder: Path, threads: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
+
+
+def _stopped(number: int, frame: FrameType | None) -> None:
+    """SIGTERM as Ctrl-C: or the runs would go on without this process, beside those of the same command's next call."""
+    raise KeyboardInterrupt("stopped by SIGTERM; the same command goes on")
 
 
 @contextmanager
