@@ -105,8 +105,10 @@ def linear_logprobs_entropy_lse(
 ) -> LogprobsEntropyLse:
     """`linear_logprobs_and_entropy` with the log-sum-exp of each token's logits, at no further cost.
 
-    The same as `logprobs_entropy_lse` of `logit_scale * torch.nn.functional.linear(hidden, weight, bias)`; arguments,
-    shapes, cost and errors are those of `linear_logprobs_and_entropy`.
+    The same as `logprobs_entropy_lse` of `logit_scale * torch.nn.functional.linear(hidden, weight, bias)`: hidden
+    `(..., D)`, weight `(V, D)`, targets and each result `(...)`. Arguments and cost are those of
+    `linear_logprobs_and_entropy`.
+    Raises TypeError, ValueError, IndexError or RuntimeError, as that does.
     """
     call = linear_call(
         hidden, weight, targets, bias, temperature, mask, softcap, keep_mask, logit_scale, logits_dtype, chunk_bytes,
