@@ -90,8 +90,9 @@ def logprobs_entropy_lse(
         lse = torch.logsumexp(x / temperature, -1)
 
     in nats, differentiable: the z-loss of PaLM (arXiv 2204.02311 section 5) is `1e-4 * lse.square()`. Arguments are
-    those of `logprobs_and_entropy`: logits `(..., V)`, targets and mask `(...)`, each result `(...)`. 0 where a row is masked or its target is -100. A row that is
-    -inf throughout has the lse -inf, as in torch; its log-prob and entropy are NaN, for it is no distribution.
+    those of `logprobs_and_entropy`: logits `(..., V)`, targets and mask `(...)`, each result `(...)`. 0 where a row is
+    masked or its target is -100. A row that is -inf throughout has the lse -inf, as in torch; its log-prob and entropy
+    are NaN, for it is no distribution.
     Raises TypeError, ValueError or IndexError, as `logprobs_and_entropy`.
     """
     if is_dtensor(logits):
