@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 FEWEST_WORDS, MOST_WORDS = 4, 16
+LONGEST = 2000  # characters that are read at all: patterns go back and forth in what they read
 # compounds are words of their own: "dog-eared" does not use "dog", nor does "dog2"
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?:['-][^\W\d_]+)*(?!\w)")
 QUOTES = "\"'“”‘’«»"
-ENDING = re.compile(rf"[.!?…]+[{QUOTES})]*$")
+STOPS = ".!?…。！？"
+ENDING = re.compile(rf"[{STOPS}]+[{QUOTES})]*$")
 # a stop inside a text, what closes behind it, and what comes then
 INNER_STOP = re.compile(
-    rf"(?P<stop>[.!?…]+)(?P<closed>[{QUOTES})]*)(?P<space>\s*)[{QUOTES}(]*(?P<next>[^\s.!?…{QUOTES}()])"
+    rf"(?P<stop>[{STOPS}]+)(?P<closed>[{QUOTES})]*)(?P<space>\s*)[{QUOTES}(]*(?P<next>[^\s{STOPS}{QUOTES}()])"
 )
 FUNCTION_WORDS = (
     "a an the and or but so to of in on at by for from with into over under as up down out off through that it its he "
     "him his she her they them their i me my you your we us our is was were are be been had has have not no"
 )
-TITLES_AND_SUCH = "mr mrs ms dr st prof sr jr vs etc no mt"
-REPEATABLE, ABBREVIATIONS = frozenset(FUNCTION_WORDS.split()), frozenset(TITLES_AND_SUCH.split())
+TITLES, BEFORE_MORE = ("mr", "mrs", "ms", "dr", "st", "prof", "mt", "vs"), ("etc", "jr", "sr")
+REPEATABLE = frozenset(FUNCTION_WORDS.split())
 JOINED = re.compile(r"\s*(,\s*(and|or)?|\s(and|or|&)|[/;|+])\s*", re.IGNORECASE)
-
-
 UNQUOTED = str.maketrans("", "", QUOTES)
 
 
@@ -34,7 +34,7 @@ def normalized(text: str) -> str:
 
 def used_words(text: str, forms: Sequence[Sequence[str]]) -> list[bool]:
     """Of each asked word whether one of its forms stands in the text as a word; one alone in quotes is only named."""
-    text = normalized(text)
+    text = normalized(text[:LONGEST])
     found = {_bare(match[0]) for match in WORD.finditer(text) if not _quoted(text, match)}
     return [not found.isdisjoint(each) for each in forms]
 
@@ -46,6 +46,8 @@ def fault_of(text: str, forms: Sequence[Sequence[str]], most_words: int = MOST_W
     someone says aside), no line break and no colon, FEWEST_WORDS to most_words words. No repetition: a word that is not
     among REPEATABLE comes once, none twice in a row. No list: three of the asked words are not merely joined by commas.
     """
+    if len(text) > LONGEST:
+        return f"it is longer than {LONGEST} characters"
     text = normalized(text)
     words = [_bare(match[0]) for match in WORD.finditer(text)]
     if not words:
@@ -59,7 +61,7 @@ def _fault_of_shape(text: str) -> str | None:
         return "it does not begin with a capital letter"
     if not ENDING.search(text):
         return "it does not end with a stop"
-    if "\n" in text or "\r" in text:
+    if len(text.splitlines()) > 1:
         return "it has several lines"
     if re.search(r":\s", text):
         return "it has a colon: an introduction or a list"
@@ -86,7 +88,9 @@ def _ends_here(text: str, match: re.Match[str]) -> bool:
     """Whether a stop inside the text ends a sentence."""
     last, following = re.findall(r"[\w.]*$", text[: match.start()])[0].casefold(), match["next"]
     if match["stop"] == ".":
-        if last in ABBREVIATIONS or re.fullmatch(r"(\w\.)*[^\W\d_]", last):  # Mr., e.g., J.
+        if last in BEFORE_MORE:
+            return not following.islower()
+        if last in TITLES or re.fullmatch(r"(\w\.)*[^\W\d_]", last):  # Mr., e.g., J.
             return False
         if not match["space"] and last[-1:].isdigit() and following.isdigit():
             return False

@@ -23,6 +23,7 @@ GOOD = [
     "The U.S. dog chased a green e.g. frog.",
     "Élodie's green dog chased a café owner.",
     "(The green dog chased nobody.)",
+    "The dog chased cats, birds, etc. in a green park.",
     "The dog chased the cat down the street and over the hill to the green house.",  # 16 words
 ]
 BAD = {
@@ -46,6 +47,10 @@ BAD = {
     "The dog chased a ball.It was green.": "it has more than one sentence",
     "The dog chased a ball! The ball was green.": "it has more than one sentence",
     "“Chase it.” The dog was green.": "it has more than one sentence",
+    "The dog said no. It chased a green ball.": "it has more than one sentence",
+    "The dog chased balls, cats, etc. It was green.": "it has more than one sentence",
+    "The dog chased a ball。It was green。": "it has more than one sentence",
+    "The dog chased a\u2028green ball.": "it has several lines",
     "The dog chased… The ball was green.": "it has more than one sentence",
     "Dog chases green.": "it has fewer than 4 words",
     "Dog.": "it has fewer than 4 words",
@@ -73,6 +78,12 @@ def test_a_sentence_that_uses_the_words(text):
 @pytest.mark.parametrize(("text", "fault"), BAD.items())
 def test_what_is_no_sentence_says_why(text, fault):
     assert fault_of(text, FORMS) == fault
+
+
+def test_a_very_long_text_costs_nothing():
+    for text in ("The dog chased a" + " green" * 400_000, "!" * 1_000_000, "a-" * 500_000, ". " * 500_000 + "A."):
+        assert fault_of(text, FORMS) == "it is longer than 2000 characters"
+        used_words(text, FORMS)
 
 
 USES = [
