@@ -9,9 +9,11 @@ import torch
 import vllm_models
 from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM
-from trl_runs import trainer
 
 from policy_split.modes import encode_modes
+
+pytest.importorskip("trl", reason="trl is not installed", exc_type=ImportError)
+from trl_runs import trainer
 
 
 @pytest.fixture
