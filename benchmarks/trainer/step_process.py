@@ -85,11 +85,13 @@ def ours(size: Size, algorithm: str, folder: str, phases: Phases) -> tuple[Calla
     from policy_split.training import trainer as trainers
 
     dual = algorithm == "policy_split"
+    # Policy Split's advantages follow from a question's logits: held at once, they need not be made twice
+    logits = 4 * 2 * size.responses * size.response * size.vocabulary if dual else 0
     config = PolicySplitConfig(
         folder, algorithm=algorithm, prompts_per_step=size.questions, num_generations=size.responses // 2,
-        per_device_train_batch_size=2 * size.rows if dual else size.rows, max_completion_length=size.response,
+        per_device_train_batch_size=size.our_rows, max_completion_length=size.response,
         max_prompt_length=None, high_entropy_prompt=SYSTEM, learning_rate=1e-5, sample_steps=0, max_steps=10_000,
-        use_cpu=not torch.cuda.is_available(), disable_tqdm=True, lm_head_chunk_bytes=256 << 20,
+        use_cpu=not torch.cuda.is_available(), disable_tqdm=True, lm_head_chunk_bytes=max(64 << 20, logits),
     )  # fmt: skip
     phases.around(engine, "sample", "generation")
     phases.around(trainers, "score_rollout", "scoring")
