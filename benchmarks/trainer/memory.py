@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +24,8 @@ from policy_split_kernels.memory import free_memory
 
 from ..logits.memory import status
 from ..markdown import table
+from .compare import Size
+from .step_process import tokenizer_of
 
 PROMPT, SMALL = 8, 16  # tokens; SMALL: of the run that comes before the measured one
 KINDS = {"logits": {"fused_lm_head": False}, "hidden states": {}}
@@ -70,7 +71,7 @@ def measure(kind: str, tokens: int, arguments: argparse.Namespace) -> dict[str, 
     model = small_model(arguments.vocabulary, arguments.width, arguments.layers, PROMPT + tokens)
     fused, accelerator = fuse_lm_head(model, config), Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1e-3))
-    tokenizer = SimpleNamespace(eos_token_id=1, pad_token_id=1)
+    tokenizer = tokenizer_of(Size(1, 1, PROMPT, tokens, vocabulary=arguments.vocabulary))
     policy = Policy(model, tokenizer, fused=fused, chunk_bytes=config.lm_head_chunk_bytes)
     update = PolicyUpdate(accelerator, policy, optimizer, config, Progress())
 

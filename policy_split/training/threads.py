@@ -1,6 +1,7 @@
 """How many threads of the CPU a run uses: small models are faster on one than on several that wait for each other."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -29,7 +30,8 @@ def choose_threads(trainer: "PolicySplitTrainer") -> None:
     config.num_threads = fastest(_probe(trainer), _counts(every))
     torch.set_num_threads(config.num_threads)
     share = f"{config.num_threads} of {every}"
-    trainer.accelerator.print(f"{share} threads: the fastest for this model, by measurement (--num_threads decides)")
+    said = f"{share} threads: the fastest for this model, by measurement (--num_threads decides)"
+    trainer.accelerator.print(said, file=sys.stderr)
 
 
 def fastest(seconds: Callable[[int], float], counts: Sequence[int]) -> int:

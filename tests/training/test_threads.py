@@ -52,7 +52,7 @@ def test_the_choice_is_in_the_config_and_in_force(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr("policy_split.training.threads.fastest", lambda seconds, counts: (seconds(2), counts[0])[1])
     choose_threads(run)
     assert run.config.num_threads == torch.get_num_threads() == 1
-    assert "1 of 2 threads" in capsys.readouterr().out
+    assert "1 of 2 threads" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("decided", ["flag", "environment", "one core"])
