@@ -36,8 +36,10 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns 0, 2 for arguments or data that are wrong, said in one line, or 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "torch" not in sys.modules:  # OpenMP reads it as PyTorch is loaded
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin take the time of those they wait for
+    if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:  # OpenMP reads it as PyTorch is loaded
+        os.environ.setdefault(
+            "GOMP_SPINCOUNT", "2000"
+        )  # threads that spin for long take the time of those they wait for
     if not arguments or arguments[0] not in COMMANDS:
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(__doc__.strip(), file=sys.stdout if asked else sys.stderr)

@@ -86,7 +86,7 @@ def _run_all(folders: Sequence[Path], jobs: int, threads: int, deadline: float |
 
 
 def _start(folder: Path, threads: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "2000"}
     environment["TOKENIZERS_PARALLELISM"] = "false"
     command = [sys.executable, "-m", "policy_split.study.work", str(folder)]
     with open(folder / LOG, "ab") as log:

@@ -76,17 +76,21 @@ def test_a_number_of_threads_that_is_none(count):
 def test_the_command_lets_threads_sleep_while_they_wait():
     script = (
         "import os, policy_split.commands.main as m\n"
-        "m.find_command = lambda name: print('policy', os.environ['OMP_WAIT_POLICY']) or (lambda given: 0)\n"
+        "seen = os.environ.get\n"
+        "m.find_command = lambda name: print(seen('OMP_WAIT_POLICY'), seen('GOMP_SPINCOUNT')) or (lambda given: 0)\n"
         "m.main(['train'])"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
 
     def said(**more):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment | more)
         return done.stdout
 
-    assert said() == "policy passive\n"
-    assert said(OMP_WAIT_POLICY="active") == "policy active\n"
+    assert said() == "None 2000\n"
+    assert said(OMP_WAIT_POLICY="active") == "active None\n"
+    assert said(GOMP_SPINCOUNT="7") == "None 7\n"
 
 
 def test_config_yaml_says_how_many(tmp_path, monkeypatch):
