@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def prepare(folder: Path, size: WordsSize, split: str) -> None:
         (TRAIN, size.train_questions, "train"),
         (QUESTIONS, size.held_out_questions, split),
     ):
-        once(folder / name, Dataset.from_list(replace(size.task, size=count).rows(chosen)).save_to_disk)
+        once(folder / name, partial(_save_questions, size, count, chosen))
 
     def save(path: Path) -> None:
         load_model(size.model, PolicySplitConfig(**size.settings)).save_pretrained(path)
@@ -67,3 +68,7 @@ def described(size: WordsSize) -> str:
 
 def mark(folder: Path, size: WordsSize) -> None:
     """Nothing: `policy-split eval RUN --dataset words` needs no more."""
+
+
+def _save_questions(size: WordsSize, count: int, split: str, path: Path) -> None:
+    Dataset.from_list(replace(size.task, size=count).rows(split)).save_to_disk(path)

@@ -4,6 +4,7 @@ import cases
 import formulas
 import pytest
 import torch
+from columns import two_backends
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.autograd import forward_ad
@@ -11,7 +12,6 @@ from torch.autograd import forward_ad
 from policy_split import dual_mode_loss, logprobs_and_entropy, mode_divergence
 from policy_split.drop_in import trl, verl
 
-two_backends = pytest.mark.parametrize("backend", ["torch", "native"], indirect=True)
 any_case = settings(
     max_examples=max(5, settings.default.max_examples // 10), deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -3,6 +3,7 @@
 import formulas
 import pytest
 import torch
+from columns import two_backends
 
 from policy_split import (
     dual_mode_loss,
@@ -15,7 +16,6 @@ from policy_split import (
 )
 from policy_split.drop_in import trl, verl
 
-two_backends = pytest.mark.parametrize("backend", ["torch", "native"], indirect=True)
 N, V = 5, 7
 TARGETS = torch.tensor([1, 3, -100, 2, 6])
 VALID = TARGETS != -100

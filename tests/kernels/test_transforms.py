@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from columns import two_backends
 
 from policy_split import (
     dual_mode_loss,
@@ -15,7 +16,6 @@ from policy_split import (
 )
 from policy_split.drop_in import trl, verl
 
-two_backends = pytest.mark.parametrize("backend", ["torch", "native"], indirect=True)
 B, N, V = 3, 4, 6
 GENERATOR = torch.Generator().manual_seed(1)
 LOGITS = torch.randn(B, N, V, dtype=torch.float64, generator=GENERATOR)

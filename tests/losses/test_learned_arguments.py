@@ -3,6 +3,7 @@
 import formulas
 import pytest
 import torch
+from columns import two_backends
 
 from policy_split import (
     DualModeLoss,
@@ -16,7 +17,6 @@ from policy_split import (
 )
 from policy_split.drop_in import trl
 
-two_backends = pytest.mark.parametrize("backend", ["torch", "native"], indirect=True)
 GENERATOR = torch.Generator().manual_seed(11)
 
 

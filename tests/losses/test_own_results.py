@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from columns import two_backends
 
 from policy_split import (
     dual_mode_loss,
@@ -14,7 +15,6 @@ from policy_split import (
 )
 from policy_split.drop_in import trl, verl
 
-two_backends = pytest.mark.parametrize("backend", ["torch", "native"], indirect=True)
 WEIGHT = torch.linspace(-1, 2, 28).view(7, 4).sin()
 TARGETS = {1: torch.tensor([1, 0, 6]), 2: torch.tensor([[1, -100, 3], [0, 6, 2]])}
 

@@ -115,6 +115,10 @@ def test_the_command_writes_the_document(done, tmp_path, monkeypatch, capsys):
         (["--seeds", "1", "1"], "each seed once"),
         (["--jobs", "0"], "jobs=0 must be at least 1"),
         (["--own", "missing.json"], "missing.json"),
+        (["--plan", "words"], "SmolLM2-135M-Instruct.Q4_1.gguf: there is no such folder"),
+        (["--plan", "words", "--model", "/no/such"], "/no/such: there is no such folder"),
+        (["--plan", "words", "--warm-start-steps", "3"], "--warm-start-steps is not of --plan words"),
+        (["--plan", "cpu", "--model", "x/y"], "--model is not of --plan cpu"),
     ],
 )
 def test_wrong_arguments_are_said_in_one_line(arguments, said, tmp_path, monkeypatch, capsys):

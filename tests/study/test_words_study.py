@@ -70,21 +70,3 @@ def test_the_command_writes_the_document(plan, done, tmp_path, monkeypatch, caps
         assert words in text
     curves = json.loads((tmp_path / "data" / "study.json").read_text())["curves"]
     assert curves[0]["steps"] == [2]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--plan", "words"], "SmolLM2-135M-Instruct.Q4_1.gguf: there is no such folder"),
-        (["--plan", "words", "--model", "/no/such"], "/no/such: there is no such folder"),
-        (["--plan", "words", "--warm-start-steps", "3"], "--warm-start-steps is not of --plan words"),
-        (["--plan", "cpu", "--model", "x/y"], "--model is not of --plan cpu"),
-    ],
-)
-def test_what_is_wrong_is_said_in_one_line(arguments, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(["study", *arguments]) == 2
-    errors = capsys.readouterr().err
-    assert said in errors
-    assert errors.count("\n") == 1
-    assert not (tmp_path / "runs").exists()
