@@ -1,16 +1,17 @@
 """A controller of eta that holds the KL between the modes at a target, as the paper reports it (0.2 nats per token).
 
-The right eta moves with the task, the start and the steps; the KL that it is there for does not. The controller is an
-integral one, on logarithms: a step multiplies eta by (target / KL)^GAIN, within bounds, so that a KL that wanders for
-hundreds of steps is not chased, and one far above its target is braked at once.
+The right eta moves with the task, the start and the steps; the KL that it is there for does not. But the KL follows eta
+by hundreds of steps, so that a controller in haste winds eta up before anything has come of it. This one has two parts.
+The slow one multiplies eta by (target / KL)^GAIN in each step. The quick one only brakes: above the target a step trains
+with eta * (target / KL)^2 of a running mean of the KL.
 """
 
 import math
 
-GAIN = 0.01
-RISE, FALL = 0.01, 0.05  # of log eta in one step, at most
-BRAKE = 2.0  # from this many times the target on, eta falls by FALL in each step
-CUT = 4.0  # from here on there is no bonus at all: what runs away loses what drives it
+GAIN = 0.002
+RISE, FALL = 0.002, 0.01  # of log eta in one step, at most
+WEIGHT = 0.1  # of a step in the running mean: noise is not chased, and modes that part at once do not swing
+CUT = 4.0  # from this many times the target on there is no bonus at all: what runs away loses what drives it
 RANGE = 16.0  # eta stays between start / RANGE and start * RANGE
 
 
@@ -25,13 +26,26 @@ def next_eta(eta: float, kl: float, target: float, start: float) -> float:
             raise ValueError(f"{name}={value} must be a finite number above 0")
     if math.isnan(kl):
         change = 0.0
-    elif kl >= BRAKE * target:
-        change = -FALL
+    elif kl <= 0:
+        change = RISE
     else:
-        change = min(GAIN * math.log(target / kl), RISE) if kl > 0 else RISE
+        change = -FALL if math.isinf(kl) else min(max(GAIN * math.log(target / kl), -FALL), RISE)
     return min(max(eta * math.exp(change), start / RANGE), start * RANGE)
 
 
-def applied_eta(eta: float, kl: float, target: float) -> float:
-    """The eta with which a step trains, after one whose KL was `kl`: 0 beyond CUT times the target."""
-    return 0.0 if kl >= CUT * target else eta
+def next_mean(mean: float, kl: float, target: float) -> float:
+    """The running mean of the KL after one more step, whose part in it ends at twice CUT times the target.
+
+    0 before the first step; NaN is no measurement.
+    """
+    if math.isnan(kl):
+        return mean
+    kl = min(max(kl, 0.0), 2 * CUT * target)
+    return mean + WEIGHT * (kl - mean) if mean > 0 else kl
+
+
+def applied_eta(eta: float, kl: float, mean: float, target: float) -> float:
+    """The eta with which a step trains, after one whose KL was `kl`, with that running mean."""
+    if kl >= CUT * target:
+        return 0.0
+    return eta if mean <= target else eta * (target / mean) ** 2

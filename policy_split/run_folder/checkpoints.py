@@ -28,6 +28,7 @@ class Progress:
     entropy_coef: float = 0.0  # where the algorithm adapts it
     eta: float = 0.0  # of the next step where target_kl moves it; 0: before the first
     kl: float = 0.0  # of the last step, there
+    kl_mean: float = 0.0  # its running mean
 
     def state_dict(self) -> dict[str, float]:
         return dict(vars(self))

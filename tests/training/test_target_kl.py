@@ -6,7 +6,7 @@ import math
 import pytest
 from trained import lines, trainer, weights
 
-from policy_split.algorithms.kl_target import applied_eta, next_eta
+from policy_split.algorithms.kl_target import applied_eta, next_eta, next_mean
 from policy_split.config import PolicySplitConfig
 
 KL, ETA = "policy_split/kl_high_normal", "policy_split/eta"
@@ -25,12 +25,12 @@ FORMS = [
 def test_the_log_is_that_of_the_function(tmp_path, form):
     run = trainer(tmp_path, target_kl=0.01, max_steps=5, **form)
     run.train()
-    start, eta, kl = run.config.eta, run.config.eta, 0.0
+    start, eta, kl, mean = run.config.eta, run.config.eta, 0.0, 0.0
     measured = f"policy_split/exact_{KL.partition('/')[2]}" if run.config.exact_kl else KL
     for metrics in lines(tmp_path):
-        assert metrics[ETA] == pytest.approx(applied_eta(eta, kl, 0.01), rel=1e-12)
+        assert metrics[ETA] == pytest.approx(applied_eta(eta, kl, mean, 0.01), rel=1e-12)
         kl = metrics[measured]
-        eta = next_eta(eta, kl, 0.01, start)
+        eta, mean = next_eta(eta, kl, 0.01, start), next_mean(mean, kl, 0.01)
     assert run.progress.eta == pytest.approx(eta, rel=1e-12)
     assert eta != start
 
