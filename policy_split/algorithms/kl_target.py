@@ -2,13 +2,13 @@
 
 The right eta moves with the task, the start and the steps; the KL that it is there for does not. But the KL follows eta
 by hundreds of steps, so that a controller in haste winds eta up before anything has come of it. This one has two parts.
-The slow one multiplies eta by (target / KL)^GAIN in each step. The quick one only brakes: above the target a step trains
-with eta * (target / KL)^2 of a running mean of the KL.
+The slow one multiplies eta by (target / KL)^gain in each step, with a gain that is larger where eta has to fall. The quick
+one only brakes: above the target a step trains with eta * (target / KL)^2 of a running mean of the KL.
 """
 
 import math
 
-GAIN = 0.002
+GAIN_BELOW, GAIN_ABOVE = 0.002, 0.006  # the target
 RISE, FALL = 0.002, 0.01  # of log eta in one step, at most
 WEIGHT = 0.1  # of a step in the running mean: noise is not chased, and modes that part at once do not swing
 CUT = 4.0  # from this many times the target on there is no bonus at all: what runs away loses what drives it
@@ -26,10 +26,10 @@ def next_eta(eta: float, kl: float, target: float, start: float) -> float:
             raise ValueError(f"{name}={value} must be a finite number above 0")
     if math.isnan(kl):
         change = 0.0
-    elif kl <= 0:
-        change = RISE
+    elif kl <= target:
+        change = min(GAIN_BELOW * math.log(target / kl), RISE) if kl > 0 else RISE
     else:
-        change = -FALL if math.isinf(kl) else min(max(GAIN * math.log(target / kl), -FALL), RISE)
+        change = -min(GAIN_ABOVE * math.log(kl / target), FALL)
     return min(max(eta * math.exp(change), start / RANGE), start * RANGE)
 
 

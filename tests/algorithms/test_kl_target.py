@@ -15,11 +15,11 @@ from policy_split.algorithms.kl_target import applied_eta, next_eta, next_mean
     [
         (0.2, 1.0),
         (0.1, math.exp(0.002 * math.log(2))),
-        (0.3, math.exp(0.002 * math.log(2 / 3))),
+        (0.3, math.exp(0.006 * math.log(2 / 3))),
         (0.01, math.exp(0.002)),  # far below: the bound
         *[(kl, math.exp(0.002)) for kl in (0.0, -0.1)],  # estimates can be that
-        (5.0, math.exp(0.002 * math.log(0.2 / 5.0))),
-        *[(kl, math.exp(-0.01)) for kl in (1e3, math.inf)],
+        (0.9, math.exp(0.006 * math.log(0.2 / 0.9))),
+        *[(kl, math.exp(-0.01)) for kl in (5.0, 1e300, math.inf)],
         (math.nan, 1.0),
     ],
 )
