@@ -2,8 +2,8 @@
 
 The right eta moves with the task, the start and the steps; the KL that it is there for does not. But the KL follows eta
 by hundreds of steps, so that a controller in haste winds eta up before anything has come of it. This one has two parts.
-The slow one multiplies eta by (target / KL)^gain in each step, with a gain that is larger where eta has to fall. The quick
-one only brakes: above the target a step trains with eta * (target / KL)^2 of a running mean of the KL.
+The slow one multiplies eta by (target / KL)^gain in each step, with a gain that is larger where eta has to fall. The
+quick one only brakes: above the target a step trains with eta * (target / KL)^2 of a running mean of the KL.
 """
 
 import math

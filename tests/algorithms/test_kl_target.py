@@ -60,7 +60,7 @@ def test_literal_means(mean, kl, following):
 
 
 def held(measure, *, steps, target=0.2, start=0.3):
-    """What the controller makes of modes whose KL, after a step with that eta, is measure(eta): [(eta, KL, trained with)]"""
+    """[(eta, KL, trained with)] of modes whose KL, after a step with that eta, is measure(eta)."""
     eta, kl, mean, seen = start, 0.0, 0.0, []
     for _ in range(steps):
         used = applied_eta(eta, kl, mean, target)
