@@ -1,5 +1,6 @@
 """Settings of Policy Split beside those of TRL's GRPO."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,11 @@ class PolicySplitGRPOConfig(GRPOConfig):
     kappa: float | None = _option(2.0, "The bonus is clamped to |advantage| / kappa; None: no clamp.")
     clamp: str = _option("paper", "paper: eta * clip(B, bound); code: clip(eta * B, bound), as the authors released.")
     clamp_floor: float = _option(0.0, "The bound is max(|advantage|, clamp_floor) / kappa.")
+    target_kl: float | None = _option(
+        None,
+        "KL(high-entropy || normal) in nats per token, 0.2 in the paper, at which a controller holds the modes by "
+        "moving eta_high, which is then its start. None: eta_high stays.",
+    )
     share_correction: str = _option(
         "none",
         "What a token of a borrowed response weighs, of x = pi_receiving / pi_writing: none: 1; truncated: min(1, x); "
@@ -72,6 +78,7 @@ class PolicySplitGRPOConfig(GRPOConfig):
                 f"bonus_estimator={self.bonus_estimator!r} must be one of {', '.join(map(repr, BONUS_ESTIMATORS))}; "
                 f"'exact' needs the logits of both modes at once, which PolicySplitTrainer has"
             )
+        self._check_target()
         if self.num_generations % 2:
             raise ValueError(f"num_generations={self.num_generations} must be even: half of them for each mode")
         if not self.high_entropy_prompt or self.high_entropy_prompt == (self.normal_prompt or ""):
@@ -85,6 +92,15 @@ class PolicySplitGRPOConfig(GRPOConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not for Policy Split: {reason}")
         if self.loss_type == "vespo":
             raise ValueError("loss_type='vespo' is not for Policy Split: it reads one advantage per response")
+
+    def _check_target(self) -> None:
+        target = self.target_kl
+        if target is None:
+            return
+        if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 < target < math.inf:
+            raise ValueError(f"target_kl={target!r} must be a finite number above 0, or None")
+        if self.eta_high == 0:
+            raise ValueError(f"target_kl={target} multiplies eta_high, and nothing comes of eta_high=0: give its start")
 
     @property
     def bonus_options(self) -> dict[str, Any]:

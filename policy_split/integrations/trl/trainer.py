@@ -28,6 +28,7 @@ from .config import PolicySplitGRPOConfig
 from .kernels import use_fused_kernels
 from .metrics import split_sums
 from .model import check_padding, own_tokens
+from .target import HeldKL
 
 ROW = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 UNSUPPORTED = ("tools", "environment_factories", "rollout_func")
@@ -69,6 +70,8 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         self._rewards = torch.empty(0)  # (all processes' responses,), NaN where no function had one
         self._logprobs = torch.empty(0)  # of the last rows that were scored
         self._clip_sums: Sums = {}  # since the last line of the log
+        self._held = HeldKL(args.eta_high, args.target_kl)
+        self.add_callback(self._held)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -181,10 +184,8 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
     def _twin_prompts(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """prompt_ids and prompt_mask (B, L'): the questions of this process under the other mode's prompt."""
         ids = [torch.tensor(prompt) for prompt in self._twin_ids]
-        device, to = (
-            output["prompt_ids"].device,
-            {"padding_side": "left", "pad_to_multiple_of": self.pad_to_multiple_of},
-        )
+        device = output["prompt_ids"].device
+        to = {"padding_side": "left", "pad_to_multiple_of": self.pad_to_multiple_of}
         prompts = pad(ids, self._tokenizer.pad_token_id, **to)
         masks = pad([torch.ones_like(prompt) for prompt in ids], 0, **to)
         return {"prompt_ids": prompts.to(device), "prompt_mask": masks.to(device)}
@@ -257,10 +258,11 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         rewards = blocks_of(self._rewards, self._rewards, n)
         options = {**self.args.bonus_options, "num_prompts": len(self._rewards) // (2 * n), "num_generations": n}
         options["surprise"] = entropy if self.args.bonus_estimator == "entropy" else None
-        options["graded"] = ~rewards.isnan()
+        options["graded"], options["eta"] = ~rewards.isnan(), self._held.applied()
         advantages, _ = dual_mode_advantages(rewards, logprobs, mask, **options)
         statistics = bonus_statistics(rewards, logprobs, mask, **options)
-        self._log_means(means(split_sums(logprobs, entropy, mask != 0, statistics)))
+        measured = means(split_sums(logprobs, entropy, mask != 0, statistics))
+        self._log_means(measured | self._held.finished(measured))
         return torch.cat([x[rank * count : (rank + 1) * count, :length] for x in rows_of(advantages, n)])
 
     def _all_blocks(self, rows: Tensor, count: int) -> Tensor:
