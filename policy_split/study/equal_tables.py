@@ -21,7 +21,7 @@ NOTE = (
     "Mean over the seeds with the 95 % interval of Student's t, between evaluations on straight lines. Training "
     f"accuracy: of the normal prompt's responses over the last {WINDOW} steps, on questions that were new then where "
     "there are new ones; dead groups: those whose rewards were all equal, over the same steps. Seconds are those of "
-    "steps, evaluations apart, with as many runs side by side as said above."
+    "steps, evaluations apart; of runs on one thread of a CPU, the processor's own."
 )
 
 
