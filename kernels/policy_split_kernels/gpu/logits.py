@@ -122,7 +122,8 @@ def dual_mode_loss_kernel(
     SURROGATE: tl.constexpr, KL_WEIGHTED: tl.constexpr,
     V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    for n in range(tl.program_id(0), N, tl.num_programs(0)):
+    n = tl.program_id(0)
+    while n < N:  # Triton 3.6.0's interpreter cannot make a range of tensors with today's NumPy
         target, valid = _row_target(n, targets_ptr, mask_ptr, V)
         inverse_temperature = tl.load(inverse_temperature_ptr + n * stride_temperature)
         value = tl.full((), tl.where(valid, float("nan"), 0.0), inverse_temperature.dtype)
@@ -165,6 +166,7 @@ def dual_mode_loss_kernel(
                 )  # fmt: skip
             else:
                 fill_row(grad_row_ptr, value, V, DEPTH, LANES, VEC)
+        n += tl.num_programs(0)
 
 
 @jit

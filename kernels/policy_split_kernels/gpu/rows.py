@@ -11,7 +11,7 @@ from .tiles import LOG2E, load_target_x, load_x, softcap_slope, store_tile
 
 LN2 = tl.constexpr(0.6931471805599453)
 # Exponents are bounded by this before they are multiplied: exp2 is 0 there already, and 0 * -1e4 is 0 where 0 * -inf is
-# NaN. The bound drops NaN, which then has to come from another factor.
+# NaN. A NaN has to come from another factor, too: tl.maximum drops it, but not in the interpreter of every version.
 FLOOR = tl.constexpr(-1e4)
 # A lane's maximum starts at the least finite number, not at -inf: logits of -inf then are -inf away from it, not NaN,
 # and every finite logit is a valid maximum. A row without a finite logit has the sum 0.
