@@ -90,7 +90,7 @@ def test_targets_in_another_part_of_the_vocabulary(launches):
         inside = torch.where((local >= 0) & (local < part.shape[-1]), local, ELSEWHERE)
         rows = (part, inside, torch.ones(1, device="cuda"), None, None, None)
         assert (ops.logprobs_entropy(*rows)[0] == 0).tolist() == (inside < 0).tolist()
-        parts.append(ops.logprobs_entropy_gradient(*rows, row_max, log_sum, entropy, *upstream)[0])
+        parts.append(ops.logprobs_entropy_gradient(*rows, row_max, log_sum, entropy, *upstream, None)[0])
     (right,) = torch.autograd.grad(expected, exact, [x.double() for x in upstream])
     truth.assert_gradient_close(torch.cat(parts, -1), right, torch.float32, sum(x.abs() * 4 for x in upstream))
     assert len(launches()) == 5

@@ -1,31 +1,35 @@
 """Each kernel's GPU code on three generations: no element of global memory is left to the order of a program's warps.
 
 The hazards that the kernels' comments name are in it: the target's gradient is written after the tile that holds it,
-and in place the row is overwritten while it is read.
+and in place the row is overwritten while it is read. The others say that they have none.
 """
 
 import compiled_calls as calls
 import pytest
 import torch
 import warp_order
+from planted import call_in_place
 
-VOCABULARY = 2053  # several warps, a whole tile and a tail in float32
+import policy_split_kernels
+
+ROWS = ((torch.float32, 2053), (torch.bfloat16, 4104))  # several warps, a whole tile and a tail; alone, and in vectors
 
 
-def records_of(kernel):
+def records_of(kernel, dtype, vocabulary):
     """A launch of this kernel, in place where it can be."""
-    logits, targets = calls.random_rows(2, VOCABULARY, torch.float32)
+    logits, targets = calls.random_rows(2, vocabulary, dtype)
     with warp_order.recorded() as records:
         if kernel.startswith("logprobs"):
-            calls.check_statistics(logits, targets)
+            call_in_place(policy_split_kernels, logits[None], targets)
         elif kernel.startswith("divergence"):
             calls.check_divergence(logits, logits.flip(0))
         elif kernel.startswith("jensen_shannon"):
             calls.check_jensen_shannon(logits, logits.flip(0))
         else:
             leaf = logits.requires_grad_()
-            tokens = calls.loss_tokens(logits, targets)
-            calls.check_loss(leaf * 1.0, targets, tokens, upstream=0.5, inplace_of=leaf)
+            inplace = kernel.startswith("dual") or dtype == torch.float32  # bfloat16 in place is not scaled
+            rows, options = (leaf * 1.0, {"inplace_of": leaf}) if inplace else (logits, {})
+            calls.check_loss(rows, targets, calls.loss_tokens(logits, targets), upstream=0.5, **options)
     return next(record for record in records if record.fn_name == kernel)
 
 
@@ -42,12 +46,13 @@ def test_every_kernel_is_here():
     assert found == set(KERNELS)
 
 
+@pytest.mark.parametrize(("dtype", "vocabulary"), ROWS)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_no_warp_meets_what_another_has_written(kernel):
-    record = records_of(kernel)
+def test_no_warp_meets_what_another_has_written(kernel, dtype, vocabulary):
+    record = records_of(kernel, dtype, vocabulary)
     for capability in (80, 90, 100):
         order = warp_order.order_of(record, warp_order.last_module(record, capability))
         assert order.num_warps >= 4
-        assert order.touched >= 2 * VOCABULARY
+        assert order.touched >= 2 * vocabulary * dtype.itemsize // 4  # two bfloat16 are read as one
         assert warp_order.lines(order.races) == [], capability
         assert not order.gaps

@@ -24,12 +24,12 @@ FAULTS = {
         ("oob_read",),
     ),
     "no mask of the tail, written": Fault(
-        "gpu/tiles.py", "mask=tail_inside(V, DEPTH, LANES, VEC) if TAIL else None)", "mask=None)",
+        "gpu/tiles.py", "mask=tail_inside(V, DEPTH, LANES, VEC) if TAIL else None,", "mask=None,",
         ("oob_write", "race"),
     ),
     "a row too far": Fault("gpu/tiles.py", "t = n - b * T\n", "t = n - b * T + 1\n", ("oob_read",)),
     "every program has every row": Fault(
-        "gpu/logits.py", "range(tl.program_id(0), N, tl.num_programs(0))", "range(0, N)", ("race",)
+        "gpu/logits.py", "n = tl.program_id(0)\n    while", "n = tl.program_id(0) * 0\n    while", ("race",)
     ),
 }  # fmt: skip
 BARRIERS = {

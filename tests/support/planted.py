@@ -35,7 +35,9 @@ def call_in_place(package, logits, targets):
     ops = importlib.import_module(f"{package.__name__}.ops")
     rows = (logits, targets, torch.ones(1, device="cuda"), None, None, None)
     _, entropy, row_max, log_sum = ops.logprobs_entropy(*rows)
-    ops.logprobs_entropy_gradient_(*rows, row_max, log_sum, entropy, *(torch.ones_like(entropy) for _ in range(2)))
+    ops.logprobs_entropy_gradient_(
+        *rows, row_max, log_sum, entropy, *(torch.ones_like(entropy) for _ in range(2)), None
+    )
 
 
 def call_loss_in_place(package, logits, targets):

@@ -157,6 +157,8 @@ def dual_mode_loss_kernel(
         tl.store(log_sum_ptr + n, log_sum)
         tl.store(grad_logprobs_ptr + n, grad_logprob)
         tl.store(grad_entropy_ptr + n, grad_entropy)
+        # In place, a row is overwritten that every warp has read for its statistics: `write_row_gradient` has a barrier
+        # before that. The numbers stored above are not read again, nor is the row of another program.
         if grad_ptr is not None:
             grad_row_ptr = grad_ptr + row_offset(n, T, stride_grad_b, stride_grad_t, VEC)
             if readable:

@@ -113,7 +113,7 @@ def write_mixture_gradient(
     kl_a, kl_b, max_a, log_sum_a, max_b, log_sum_b, upstream,
     V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one pair of rows; the KLs carry the NaN of either row."""
+    """Gradients of one pair of rows; the KLs carry the NaN of either row. No hazard, as in `pairs`."""
     TILES: tl.constexpr = V // (DEPTH * LANES * VEC)
     scale = inverse_temperature * LOG2E
     pair = (max_a, log_sum_a * LOG2E, max_b, log_sum_b * LOG2E, beta, rest, scale)

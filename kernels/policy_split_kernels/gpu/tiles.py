@@ -157,6 +157,7 @@ def fill_row(row_ptr, value, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.con
 
 @triton.jit
 def scale_row(row_ptr, scale, V: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
+    """In place. No hazard between warps: a thread overwrites what it alone has read."""
     TILES: tl.constexpr = V // (DEPTH * LANES * VEC)
     for i in range(TILES):
         x = _load_tile(row_ptr, i, scale.dtype, V, DEPTH, LANES, VEC, False)
