@@ -144,7 +144,7 @@ def dual_mode_loss(
         else:
             logprobs, entropy, *_ = statistics_of_rows(rows, *distribution, process_group)
             length = rows.shape[1] if ratio_level == "sequence" else 1
-            out = vector_loss_rows(logprobs, entropy, valid_rows(target, valid), length, tokens, terms.gamma)
+            out = vector_loss_rows(logprobs, entropy, valid_rows(target, valid), length, tokens, terms.gamma())
     except TargetOutsideVocabulary as error:
         raise error.at(targets) from None
     losses, *detached = out

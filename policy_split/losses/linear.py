@@ -102,7 +102,7 @@ def linear_dual_mode_loss(
             of_tokens = advantages(*(x.detach().view(targets.shape) for x in (logprobs, entropy)))
             tokens = tokens._replace(advantages=token_vector("advantages", of_tokens, like, logprobs.dtype))
         length = like.shape[-2] if ratio_level == "sequence" else 1
-        rows = vector_loss_rows(logprobs, entropy, valid_rows(target, valid), length, tokens, terms.gamma)
+        rows = vector_loss_rows(logprobs, entropy, valid_rows(target, valid), length, tokens, terms.gamma())
         loss = rows[0].view(targets.shape) if reduction == "none" else rows[0].sum()
     else:
         wait = None

@@ -34,7 +34,7 @@ class PolicyTerms(NamedTuple):
     kl_cap: float | None = None
     reduction: str = "sum"
 
-    @property
+    # a method: torch.compile of PyTorch 2.10 does not trace a property of a named tuple
     def gamma(self) -> GammaWeight | None:
         return GammaWeight(self.vespo_k, self.vespo_lambda) if self.surrogate == "vespo" else None
 

@@ -12,7 +12,8 @@ from planted import call_in_place
 
 import policy_split_kernels
 
-ROWS = ((torch.float32, 2053), (torch.bfloat16, 4104))  # several warps, a whole tile and a tail; alone, and in vectors
+# Several warps, whole tiles and a tail: of one matrix and of two; by single elements, and in vectors.
+ROWS = {torch.float32: (2053, 1029), torch.bfloat16: (4104, 2056)}
 
 
 def records_of(kernel, dtype, vocabulary):
@@ -46,9 +47,10 @@ def test_every_kernel_is_here():
     assert found == set(KERNELS)
 
 
-@pytest.mark.parametrize(("dtype", "vocabulary"), ROWS)
+@pytest.mark.parametrize("dtype", ROWS, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_no_warp_meets_what_another_has_written(kernel, dtype, vocabulary):
+def test_no_warp_meets_what_another_has_written(kernel, dtype):
+    vocabulary = ROWS[dtype][kernel.startswith(("divergence", "jensen_shannon"))]
     record = records_of(kernel, dtype, vocabulary)
     for capability in (80, 90, 100):
         order = warp_order.order_of(record, warp_order.last_module(record, capability))
