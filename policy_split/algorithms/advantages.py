@@ -73,6 +73,7 @@ def dual_mode_advantages(
     surprise: Tensor | None = None,  # (4*P*n, T) nats, replaces -logprobs in the bonus
     divergence: Tensor | None = None,  # (4*P*n, T) nats, KL(own mode || other); the surprise is then the own entropy
     graded: Tensor | None = None,  # (4*P*n,) bool: False leaves a response out, as if it were not there; None: all
+    own: Tensor | None = None,  # (4*P*n,) bool: rows under the prompt that wrote the response; None: the first 2*P*n
 ) -> tuple[Tensor, Tensor]:
     """Advantages and bonus of each token: (4*P*n, T), detached, 0 where mask is 0; float32, or float64 if logprobs are.
 
@@ -93,7 +94,8 @@ def dual_mode_advantages(
     b = preference(b, valid, filled_rewards(rewards, rated), normalize, lowest_entropy_mask_ratio, correctness_mask)
     bonus = entropy_bonus(b, correctness, eta, eta_normal, kappa, clamp, clamp_floor)
     form = share_correction if rollout_sharing else "none"
-    weights = share_weights(form, tokens.logprobs, correctness, share_gamma)
+    own_rows = None if own is None else _own_rows(own, tokens.logprobs, rollout_sharing)
+    weights = share_weights(form, tokens.logprobs, correctness, share_gamma, own_rows)
     results = (torch.where(valid, x, 0.0) for x in ((correctness + bonus) * weights, bonus))
     if not rollout_sharing:
         results = (torch.cat((x, torch.zeros_like(x))) for x in results)
@@ -258,6 +260,20 @@ def _check_graded(graded: Tensor, rewards: Tensor) -> None:
         raise TypeError(f"graded must be a bool tensor, got {getattr(graded, 'dtype', type(graded).__name__)}")
     if graded.shape != rewards.shape:
         raise ValueError(f"graded has shape {tuple(graded.shape)}, expected that of rewards, {tuple(rewards.shape)}")
+
+
+def _own_rows(own: Tensor, logprobs: Tensor, rollout_sharing: bool) -> Tensor:
+    """(2, 2, P, n) bool: of a response's two rows exactly one is own."""
+    if not rollout_sharing:
+        raise ValueError("own needs rollout_sharing=True: without it the own rows are the first 2*P*n")
+    if not isinstance(own, Tensor) or own.dtype != torch.bool:
+        raise TypeError(f"own must be a bool tensor, got {getattr(own, 'dtype', type(own).__name__)}")
+    if own.shape != (logprobs.shape[:4].numel(),):
+        raise ValueError(f"own has shape {tuple(own.shape)}, expected {(logprobs.shape[:4].numel(),)}")
+    own = own.to(logprobs.device).reshape(logprobs.shape[:4])
+    if own.device.type == "cpu" and not own.equal(~own.flip(0, 1)):
+        raise ValueError("own must be True at one of the two rows of each response, under the prompt that wrote it")
+    return own
 
 
 def _check_options(arguments: dict[str, Any]) -> None:

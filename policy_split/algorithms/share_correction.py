@@ -34,10 +34,13 @@ def share_weights(
     logprobs: Tensor,  # (2, 2, P, n, T) blocks of dual_mode_advantages, nats
     correctness: Tensor,  # (2, 2, P, n, 1)
     gamma: float,
+    own: Tensor | None = None,  # (2, 2, P, n) bool; None: the first along the first axis
 ) -> Tensor | float:
     """Of borrowed responses those of the form, 1 of own ones: (2, 2, P, n, T), or the number 1 for "none"."""
     weigh = FORMS[form]
     if weigh is None:
         return 1.0
     weights = weigh((logprobs - logprobs.flip(0, 1)).exp(), correctness, gamma)
-    return torch.cat((torch.ones_like(weights[:1]), weights[1:]))
+    if own is None:
+        return torch.cat((torch.ones_like(weights[:1]), weights[1:]))
+    return torch.where(own[..., None], 1.0, weights)

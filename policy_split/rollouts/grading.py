@@ -28,21 +28,21 @@ class Grades(NamedTuple):
 def grade(
     tokenizer: Any,
     questions: Sequence[Mapping[str, Any]],  # (P,)
-    ids: Sequence[Sequence[int]],  # of the responses: as many to each question, question-major, in each of the halves
+    asked: Sequence[int],  # (R,) the question of each response
+    ids: Sequence[Sequence[int]],  # (R,) of the responses
     functions: Sequence[tuple[RewardFunction, float]],
     config: PolicySplitConfig,
     state: TrainerState | None,
 ) -> Grades:
     """Each response once. Raises what `compute_rewards` raises."""
     texts = tokenizer.batch_decode(ids, skip_special_tokens=config.skip_special_tokens)
-    each = len(ids) // (2 * len(questions))
 
     def graded() -> Grades:
         context = RewardContext() if state is None else RewardContext(state)
         # rows of its own for every response: what a reward does to one is not seen at another
-        owners = [copied(dict(question)) for _ in range(2) for question in questions for _ in range(each)]
+        owners = [copied(dict(questions[question])) for question in asked]
         columns = {name: [owner[name] for owner in owners] for name in questions[0] if name != "prompt"}
-        asked = [owner["prompt"] for owner in owners]
-        return Grades(texts, compute_rewards(functions, asked, texts, ids, columns, context), context)
+        prompts = [owner["prompt"] for owner in owners]
+        return Grades(texts, compute_rewards(functions, prompts, texts, ids, columns, context), context)
 
     return call_foreign(graded)

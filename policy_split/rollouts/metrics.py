@@ -34,43 +34,34 @@ def rollout_sums(rollout: Rollout) -> Sums:
     """
     logprobs, entropies, divergence = rollout.scores
     graded = rollout.rewards.isnan().logical_not() if rollout.graded is None else rollout.graded
-    tables = {"mask": rollout.mask, "rewards": rollout.rewards, "logprobs": logprobs, "entropy": entropies}
-    tables["graded"] = graded
-    blocks = {name: table.chunk(len(rollout.blocks)) for name, table in tables.items()}
     each = rollout.mask.new_ones(len(rollout.mode)) if rollout.score_weight is None else rollout.score_weight
-    weights = each[:, None].to(entropies.dtype).chunk(len(rollout.blocks))
+    weights = each[:, None].to(entropies.dtype)
+    own = rollout.own_rows
+    by = {mode: rollout.mode[own] == mode for mode in MODES}  # (2*P*n,) of the responses
     sums: Sums = {}
-    for mode in MODES:
-        halves = rollout.halves(mode)
-        if not halves:
-            continue
-        mask, entropy = (torch.cat([blocks[name][half] for half in halves]) for name in ("mask", "entropy"))
-        weight = torch.cat([weights[half] for half in halves])
-        truncated = torch.cat([rollout.truncated.chunk(2)[half] for half in halves])
-        rewards, graded = (
-            torch.cat([blocks[name][half].view(rollout.num_prompts, -1) for half in halves], 1)
-            for name in ("rewards", "graded")
-        )
+    for mode in MODES if rollout.shared else (NORMAL,):
+        rows = own[by[mode]]
+        mask, entropy, weight = (table[rows] for table in (rollout.mask, entropies, weights))
         values = {
-            "reward": rewards[graded],
-            **_spread(rewards, graded),
-            "completions/ungraded_ratio": ~graded,
+            "reward": rollout.rewards[rows][graded[rows]],
+            **_spread(*(_by_question(table, rollout) for table in (rollout.rewards[own], graded[own] & by[mode]))),
+            "completions/ungraded_ratio": ~graded[rows],
             "entropy": (weight * entropy)[mask],
             "completions/mean_length": mask.sum(1),
-            "completions/clipped_ratio": truncated,
+            "completions/clipped_ratio": rollout.truncated[by[mode]],
         }
         sums |= {f"{MODE_NAMES[mode]}/{name}": sum_and_count(value) for name, value in values.items()}
-    if rollout.sampler_logprobs is not None:  # the first two blocks are under the prompts that wrote them
-        own, wrote = (table[: len(rollout.sampler_logprobs)] for table in (logprobs, rollout.mask))
-        difference = torch.cat(weights[:2]) * (own - rollout.sampler_logprobs).abs()
-        sums["sampling/logp_difference"] = sum_and_count(difference[wrote])
+    if rollout.writer is not None:
+        sums["policy_split/high_entropy_frac"] = sum_and_count(by[HIGH_ENTROPY])
+    if rollout.sampler_logprobs is not None:
+        difference = weights[own] * (logprobs[own] - rollout.sampler_logprobs).abs()
+        sums["sampling/logp_difference"] = sum_and_count(difference[rollout.mask[own]])
     for name, mode in (("kl_high_normal", HIGH_ENTROPY), ("kl_normal_high", NORMAL)) if rollout.shared else ():
-        # block 3 - k holds the responses of block k under the other prompt
-        kl = weights[mode] * k3(blocks["logprobs"][mode], blocks["logprobs"][3 - mode])
-        sums[f"policy_split/{name}"] = sum_and_count(kl[blocks["mask"][mode]])
+        rows = own[by[mode]]
+        kl = weights[rows] * k3(logprobs[rows], logprobs[rollout.twins(rows)])
+        sums[f"policy_split/{name}"] = sum_and_count(kl[rollout.mask[rows]])
         if divergence is not None:
-            exact = weights[mode] * divergence.chunk(4)[mode]
-            sums[f"policy_split/exact_{name}"] = sum_and_count(exact[blocks["mask"][mode]])
+            sums[f"policy_split/exact_{name}"] = sum_and_count((weights[rows] * divergence[rows])[rollout.mask[rows]])
     return sums
 
 
@@ -88,6 +79,11 @@ def grouped_rewards(rollout: Rollout, *, shared: bool) -> Tensor:
     count, graded = 2 if shared else 1, rollout.graded
     of_groups = None if graded is None else graded.view(shape)[:count]
     return filled_rewards(rollout.rewards.view(shape)[:count], of_groups)
+
+
+def _by_question(values: Tensor, rollout: Rollout) -> Tensor:
+    """(P, 2*n) of one number for each response."""
+    return values.view(2, rollout.num_prompts, -1).transpose(0, 1).flatten(1)
 
 
 def _spread(rewards: Tensor, graded: Tensor) -> dict[str, Tensor]:

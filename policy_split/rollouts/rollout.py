@@ -22,10 +22,10 @@ from policy_split_kernels.divergence import mode_divergence
 from policy_split_kernels.linear import linear_logprobs_and_entropy
 from policy_split_kernels.logprobs import logprobs_and_entropy
 
-from .engine import RolloutEngine, draw
-from .grading import Grades, grade
+from .answering import Answering, Answers, answer_by_halves, answer_by_need
+from .engine import RolloutEngine
 from .micro_batches import micro_batches
-from .sampling import left_padded, until_end
+from .sampling import left_padded
 
 # (mode of the prompt, half of the responses): the first block of each half is that of the prompt that wrote it.
 # Each mode writes a half, and both halves are scored under both prompts: the order that dual_mode_advantages expects.
@@ -42,7 +42,8 @@ class Scores(NamedTuple):
 
 @dataclass
 class Rollout:
-    """P*n rows for each of its blocks, question-major inside a block; the first two are own prompts' responses.
+    """P*n rows for each of its blocks, question-major inside a block; the first two are own prompts' responses, unless
+    `writer` says otherwise.
 
     The shapes below are those of BLOCKS, four of them; with SINGLE_BLOCKS there are 2*P*n rows.
     """
@@ -67,6 +68,7 @@ class Rollout:
     context: RewardContext = field(default_factory=RewardContext)  # what the rewards were given and wrote down
     score_weight: Tensor | None = None  # (4*P*n,) rows that a row's scores stand for in the metrics; None: 1 each
     blocks: tuple[tuple[int, int], ...] = BLOCKS
+    writer: Tensor | None = None  # (2*P*n,) the mode that wrote each response; None: that of its half
     share_prompts: bool = False  # whether rows of one question and mode stand behind one copy of their prompt
 
     @property
@@ -81,9 +83,24 @@ class Rollout:
         """Whether every response stands under both prompts."""
         return self.blocks == BLOCKS
 
-    def halves(self, mode: int) -> list[int]:
-        """Which halves of the responses the mode's prompt has written."""
-        return [half for half in (0, 1) if self.blocks[half][0] == mode]
+    @property
+    def own_rows(self) -> Tensor:
+        """(2*P*n,) the row of each response under the prompt that wrote it."""
+        rows = torch.arange(len(self.texts), device=self.mode.device)
+        return rows if self.writer is None else torch.where(self.mode[rows] == self.writer, rows, self.twins(rows))
+
+    @property
+    def own(self) -> Tensor | None:
+        """(4*P*n,) bool: those rows; None: the first half of all."""
+        if self.writer is None:
+            return None
+        return torch.zeros_like(self.mode, dtype=torch.bool).index_fill(0, self.own_rows, True)
+
+    def twins(self, rows: Tensor) -> Tensor:
+        """The rows of the same responses under the other prompt, where they are shared: block 3 - k is that of k."""
+        size = self.num_prompts * self.num_generations
+        block: Tensor = rows // size
+        return (3 - 2 * block) * size + rows
 
     def response(self, row: int) -> int:
         """Which of the 2*P*n texts stands in the row."""
@@ -110,14 +127,14 @@ class Rollout:
 
     def responses(self, tokenizer: Any) -> Iterator[dict[str, Any]]:
         """Each response once, for people: mode, prompt, completion, reward, and the columns that rewards logged."""
-        for row, text in enumerate(self.texts):
+        for text, row in enumerate(self.own_rows.tolist()):
             prompt = self.prompt_ids[row, self.prompt_ids.shape[1] - self.prompt_lengths[row] :]
             yield {
                 "mode": MODE_NAMES[int(self.mode[row])],
                 "prompt": tokenizer.decode(prompt.tolist()),
-                "completion": text,
+                "completion": self.texts[text],
                 "reward": self.reward(row),
-                **{name: values[row] for name, values in self.context.columns.items()},
+                **{name: values[text] for name, values in self.context.columns.items()},
             }
 
     def reward(self, row: int) -> float | None:
@@ -135,6 +152,7 @@ def make_rollout(
     num_generations: int,
     seed: int,
     blocks: tuple[tuple[int, int], ...] = BLOCKS,
+    by_need: bool = False,  # the high-entropy mode writes more of the responses: see `answer_by_need`
     state: TrainerState | None = None,  # of reward functions
     engine: RolloutEngine | None = None,  # with the policy's weights; None: the policy itself draws
 ) -> Rollout:
@@ -144,16 +162,13 @@ def make_rollout(
     and `compute_rewards` raise. Source: arXiv 2604.11510 section 3, rollout sharing.
     """
     prompts = [encode_modes(policy.tokenizer, q["prompt"], config, f"prompt {q['prompt']!r}") for q in questions]
-    written = [prompt[blocks[half][0]] for half in (0, 1) for prompt in prompts]  # (2*P,)
-    asked = [ids for ids in written for _ in range(num_generations)]
-    completions, sampler_logprobs = draw(policy, asked, config, seed, engine)
-    completion_ids, lengths, truncated = until_end(completions, policy)
-    ids = [row[:length] for row, length in zip(completion_ids.tolist(), lengths, strict=True)]
-    graded = grade(policy.tokenizer, questions, ids, functions, config, state)
+    answering = Answering(policy, questions, prompts, functions, config, state, engine)
+    if by_need:
+        answers = answer_by_need(answering, num_generations, seed)
+    else:
+        answers = answer_by_halves(answering, [mode for mode, _ in blocks[:2]], num_generations, seed)
     by_mode = [prompt[mode] for mode in MODES for prompt in prompts]
-    made = _laid_out(policy, by_mode, completion_ids, lengths, truncated, graded, blocks, config)
-    made.sampler_logprobs = sampler_logprobs
-    return made
+    return _laid_out(policy, by_mode, answers, blocks, config)
 
 
 def score_rollout(
@@ -208,13 +223,11 @@ def logits_scores(
 def _laid_out(
     policy: Policy,
     prompts: Sequence[list[int]],  # (2*P,) mode-major
-    completion_ids: Tensor,  # (2*P*n, T) of the first half, then the second; question-major
-    lengths: list[int],
-    truncated: Tensor,
-    grades: Grades,
+    answers: Answers,  # (2*P*n,) of the first half, then the second; question-major
     blocks: tuple[tuple[int, int], ...],
     config: PolicySplitConfig,
 ) -> Rollout:
+    completion_ids, lengths, truncated, sampler_logprobs, grades, writer = answers
     p, device = len(prompts) // 2, completion_ids.device
     n = len(lengths) // len(prompts)
     prompt_modes, halves = (torch.tensor(numbers, device=device) for numbers in zip(*blocks, strict=True))
@@ -248,5 +261,7 @@ def _laid_out(
         context=grades.context,
         texts=grades.texts,
         blocks=blocks,
+        writer=writer,
+        sampler_logprobs=sampler_logprobs,
         share_prompts=policy.share,
     )

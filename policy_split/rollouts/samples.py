@@ -25,10 +25,9 @@ def sample_rows(rollout: Rollout, tokenizer: Any, step: int, limit: int) -> list
     if rollout.entropy is None:
         raise ValueError("the rollout has no entropy yet: call score_rollout first")
     rows = []
-    for mode in (mode for mode in MODES if rollout.halves(mode)):
-        # the block of the mode's own responses
-        first = rollout.halves(mode)[0] * rollout.num_prompts * rollout.num_generations
-        for row in range(first, first + min(limit, rollout.num_generations)):
+    for mode in MODES:
+        own = rollout.own_rows[rollout.mode[rollout.own_rows] == mode].tolist()
+        for row in [row for row in own if rollout.prompts[row][1] == 0][:limit]:
             length = rollout.completion_lengths[row]
             prompt = rollout.prompt_ids[row, rollout.prompt_ids.shape[1] - rollout.prompt_lengths[row] :]
             rows.append(
@@ -36,7 +35,7 @@ def sample_rows(rollout: Rollout, tokenizer: Any, step: int, limit: int) -> list
                     "step": step,
                     "mode": MODE_NAMES[mode],
                     "prompt": tokenizer.decode(prompt.tolist()),
-                    "completion": rollout.texts[row],
+                    "completion": rollout.texts[rollout.response(row)],
                     "reward": rollout.reward(row),
                     "tokens": token_texts(tokenizer, rollout.completion_ids[row, :length].tolist()),
                     "entropy": [_rounded(value) for value in rollout.entropy[row, :length].tolist()],

@@ -2,17 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
 
 from policy_split.storage.whole_folder import digest
 
 REWARD_FILES = "reward files"
+AT_ONCE = 1000  # rows of a Dataset, each of which takes long by itself
 SAMPLE = 32  # numbers of each weight: a training moves all of them
 # of a model's config: where it came from and how it is run
 IGNORED = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
@@ -31,7 +33,7 @@ def fingerprint(
     template = getattr(tokenizer, "chat_template", None)
     config = json.loads(model.config.to_json_string(use_diff=False))
     return {
-        "questions": {"rows": len(questions), "content": _rows_sum(questions[row] for row in range(len(questions)))},
+        "questions": {"rows": len(questions), "content": _rows_sum(_rows(questions))},
         "tokenizer": {
             "tokens": len(tokenizer),
             "vocabulary": _sum([json.dumps(vocabulary)]),
@@ -87,6 +89,14 @@ def _of_part(part: str, before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
     }
 
 
+def _rows(questions: Any) -> Iterator[Mapping[str, Any]]:
+    if not isinstance(questions, Dataset) or questions.format["type"] is not None:
+        yield from (questions[row] for row in range(len(questions)))
+        return
+    for columns in questions.iter(AT_ONCE):
+        yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+
+
 def _rows_sum(rows: Iterable[Mapping[str, Any]]) -> str:
     return _sum(
         json.dumps({name: row[name] for name in sorted(row)}, ensure_ascii=False, default=_plain) for row in rows
@@ -94,10 +104,13 @@ def _rows_sum(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """For what JSON has no word for: its bytes, or its type alone, as a text of it may hold its address."""
-    content = value if isinstance(value, bytes) else value.tobytes() if hasattr(value, "tobytes") else None
-    if content is not None:
-        return _sum([content.hex()])
+    """For what JSON has no word for: numbers, bytes, or the type alone, as a text of it may hold its address."""
+    if isinstance(value, bytes):
+        return _sum([value.hex()])
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "tobytes"):
+        return _sum([value.tobytes().hex()])
     return str(value) if hasattr(value, "isoformat") else type(value).__name__
 
 

@@ -47,7 +47,8 @@ class DualTokens:
         options["surprise"] = None if config.bonus_estimator == "sampled" else entropy[rows]
         if config.bonus_estimator == "exact" and divergence is not None:
             options["divergence"] = divergence[rows]
-        options["graded"] = None if rollout.graded is None else rollout.graded[rows]
+        for name, of_rows in (("graded", rollout.graded), ("own", rollout.own)):
+            options[name] = None if of_rows is None else of_rows[rows]
         arguments = (rollout.rewards[rows], logprobs[rows], rollout.train_mask[rows])
         advantages, bonus = dual_mode_advantages(*arguments, **options)
         _, free = dual_mode_advantages(*arguments, **options | {"kappa": None})

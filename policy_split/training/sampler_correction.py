@@ -14,6 +14,6 @@ def sampler_weights(rollout: Rollout, config: PolicySplitConfig) -> Tensor:
     logprobs = rollout.scores.logprobs
     if rollout.sampler_logprobs is None or not config.vllm_importance_sampling_correction:
         return torch.ones_like(logprobs)
-    ratio = (logprobs[: len(rollout.sampler_logprobs)] - rollout.sampler_logprobs).exp()
+    ratio = (logprobs[rollout.own_rows] - rollout.sampler_logprobs).exp()
     halves = ratio.clamp(max=config.vllm_importance_sampling_clip_max).chunk(2)
     return torch.cat([halves[half] for _, half in rollout.blocks])

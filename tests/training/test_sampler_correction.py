@@ -33,7 +33,8 @@ def test_by_hand(blocks):
     own = torch.tensor([[-1.0, -2.0], [-0.5, -3.0]])  # of each half one response
     engine = torch.tensor([[-1.0, -2.0 - math.log(2)], [-0.5 + math.log(4), -9.0]])
     logprobs = torch.cat([own, own - 1]) if blocks == BLOCKS else own
-    rollout = SimpleNamespace(scores=Scores(logprobs, logprobs), sampler_logprobs=engine, blocks=blocks)
+    given = {"sampler_logprobs": engine, "blocks": blocks, "own_rows": torch.arange(2)}
+    rollout = SimpleNamespace(scores=Scores(logprobs, logprobs), **given)
     config = PolicySplitConfig(**CORRECTED, vllm_importance_sampling_clip_max=5.0)
     halves = [[1.0, 2.0], [0.25, 5.0]]
     expected = torch.tensor([halves[half] for _, half in blocks])
@@ -45,8 +46,9 @@ def test_by_hand(blocks):
     assert torch.equal(sampler_weights(rollout, config), ones)
 
 
-def test_advantages_are_weighed(tmp_path):
-    run = trainer(tmp_path, **CORRECTED)
+@pytest.mark.parametrize("split", ["even", "need"])
+def test_advantages_are_weighed(tmp_path, split):
+    run = trainer(tmp_path, **CORRECTED, generations_split=split)
     rollout = run.sample()
     score_rollout(run.policy, rollout, run.config)
     filled = []
