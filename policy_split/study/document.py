@@ -52,7 +52,9 @@ def _setting(plan: Plan, results: Results, command: str, seconds: float | None) 
     machine = results.environment["machine"]
     packages = results.environment["packages"]
     settings = {**plan.size.settings, **plan.settings}
-    device = ", ".join(machine["devices"]) or f"{plan.jobs} runs at a time on {plan.threads} CPU thread(s) each"
+    at_once = f"{plan.jobs} runs at a time, each on" if plan.jobs > 1 else "one run at a time, on"
+    threads = f"{plan.threads} CPU threads" if plan.threads > 1 else "one CPU thread"
+    device = ", ".join(machine["devices"]) or f"{at_once} {threads}"
     took = f" The whole took {seconds / 60:.0f} minutes." if seconds else ""
     questions = results.before["num_questions"]
     finished = sum(map(len, results.runs.values()))
