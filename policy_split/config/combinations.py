@@ -31,9 +31,9 @@ def check_together(config: "PolicySplitConfig") -> None:
         raise ValueError(f"target_kl={config.target_kl} is of two modes; algorithm={config.algorithm!r} has one")
     if config.target_kl is not None and config.eta == 0:
         raise ValueError(f"target_kl={config.target_kl} multiplies eta, and nothing comes of eta=0: give its start")
-    if config.generations_split == "need" and not (config.chosen_algorithm.dual_mode and config.rollout_sharing):
+    if config.split_by_need and not (config.chosen_algorithm.dual_mode and config.rollout_sharing):
         reason = f"algorithm={config.algorithm!r}, rollout_sharing={config.rollout_sharing}"
-        raise ValueError(f"generations_split='need' is of two modes that share their responses, not of {reason}")
+        raise ValueError(f"split_by_need=True is of two modes that share their responses, not of {reason}")
     if config.share_prompts and config.packed_batches:
         raise ValueError("share_prompts=True and packed_batches=True are two layouts of one batch; choose one")
     if config.score_with_update == "on" and config.scored_apart_because:

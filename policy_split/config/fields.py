@@ -98,9 +98,7 @@ class PolicySplitConfig:
     num_generations: int = fixed(
         8, "Responses per question AND mode (n): a question costs 2n responses, 4n rows of training."
     )
-    generations_split: str = fixed(
-        "even", "Or need: high-entropy writes more where the normal mode's rewards are equal."
-    )
+    split_by_need: bool = fixed(False, "The high-entropy mode writes more where the normal mode's rewards are equal.")
     per_device_train_batch_size: int = product(
         8, "Rows per micro-batch: memory, not mathematics; need not divide anything."
     )

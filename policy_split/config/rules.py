@@ -89,7 +89,7 @@ RULES: dict[str, Rule] = {
     "num_train_epochs": POSITIVE,
     "prompts_per_step": COUNT,
     "num_generations": COUNT,
-    "generations_split": _one_of("even", "need"),
+    "split_by_need": BOOLEAN,
     "per_device_train_batch_size": COUNT,
     "gradient_accumulation_steps": _or_none(COUNT),
     "per_device_generation_batch_size": _or_none(COUNT),

@@ -53,7 +53,6 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "clamp_floor": ("clamp floor 0.1", {"clamp_floor": 0.1}),
     "positive_correction": ("full weight for right responses", {"share_correction": "positive"}),
     "shaped_correction": ("shaped correction, gamma 0.1", {"share_correction": "shaped"}),
-    "split_by_need": ("responses split by need", {"generations_split": "need"}),
     "held_kl": ("target KL 0.2", {"target_kl": 0.2}),
     "exact_bonus": ("exact bonus", {"bonus_estimator": "exact"}),
     "loss_regularizer": ("differentiable regulariser", {"regularizer": "loss", "eta": 0.05}),

@@ -245,7 +245,7 @@ class PolicySplitTrainer:
         seed = seed_of(config.seed, "rollout", step, rank)
         more: dict[str, Any] = {"num_generations": config.num_generations, "seed": seed}
         more["blocks"] = BLOCKS if config.chosen_algorithm.dual_mode else SINGLE_BLOCKS
-        more["by_need"] = config.generations_split == "need"
+        more["by_need"] = config.split_by_need
         with self.sampler.ready() as engine:
             more |= {"state": self.trainer_state, "engine": engine}
             return make_rollout(self.policy, questions, self.rewards, config, **more)

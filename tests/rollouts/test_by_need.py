@@ -152,13 +152,13 @@ def test_wrong_owners_are_named():
 
 def test_it_is_of_two_modes_that_share(tmp_path):
     for options in ({"rollout_sharing": False}, {"algorithm": "grpo"}):
-        with pytest.raises(ValueError, match="generations_split='need' is of two modes that share"):
-            tiny.config(tmp_path, generations_split="need", **options)
+        with pytest.raises(ValueError, match="split_by_need=True is of two modes that share"):
+            tiny.config(tmp_path, split_by_need=True, **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"exact_kl": True}])
 def test_a_run_trains_with_it(tmp_path, options):
-    settings = {"generations_split": "need", "num_generations": N, "share_correction": "truncated"}
+    settings = {"split_by_need": True, "num_generations": N, "share_correction": "truncated"}
     settings |= {"log_completions": True, "log_exact_kl": bool(options)}
     config = tiny.config(tmp_path, **settings)
     trainer = PolicySplitTrainer(tiny.model(), tiny.tokenizer(), reward, tiny.QUESTIONS, config)

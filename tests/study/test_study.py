@@ -217,7 +217,7 @@ def test_variants_are_settings_that_the_trainer_takes():
             PolicySplitConfig(**plan.run_spec(variant, seed)["settings"])
     assert {*SEEDS, *SPLIT_SEEDS}.isdisjoint(range(100))  # settings were chosen with the others
     assert [v.name for v in BASELINES] == [v.settings["algorithm"] for v in BASELINES]
-    assert len(NAMES) == len(set(NAMES)) == 26
+    assert len(NAMES) == len(set(NAMES)) == 25
     ablations = chosen_variants(ABLATIONS, 0.3)
     assert all(variant.dual_mode and variant.ablation for variant in ablations)
     assert {variant.settings["eta"] for variant in ablations if "eta" not in ABLATIONS[variant.name][1]} == {0.3}

@@ -46,9 +46,9 @@ def test_by_hand(blocks):
     assert torch.equal(sampler_weights(rollout, config), ones)
 
 
-@pytest.mark.parametrize("split", ["even", "need"])
+@pytest.mark.parametrize("split", [False, True])
 def test_advantages_are_weighed(tmp_path, split):
-    run = trainer(tmp_path, **CORRECTED, generations_split=split)
+    run = trainer(tmp_path, **CORRECTED, split_by_need=split)
     rollout = run.sample()
     score_rollout(run.policy, rollout, run.config)
     filled = []
