@@ -15,6 +15,7 @@ from policy_split.models.batches import PaddedBatch
 from policy_split.models.policy import Policy
 from policy_split.models.prompt_attention import use_former_attention, use_prompt_attention
 from policy_split.models.shared_prompts import SharedPromptBatch
+from policy_split.rollouts import rollout
 
 # float64 throughout: the families with an RMS norm compute it in float32
 SMALL_GPT2 = GPT2 | {"vocab_size": len(tiny.WORDS), "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
@@ -150,3 +151,13 @@ def test_two_layouts_exclude_each_other(tmp_path):
     with pytest.raises(ValueError, match="share_prompts=True and packed_batches=True are two layouts"):
         tiny.config(tmp_path, share_prompts=True, packed_batches=True)
     assert not trainer(tmp_path, packed_batches=True).policy.share
+
+
+def test_long_responses_have_a_copy_each_unless_asked_otherwise(tmp_path, monkeypatch):
+    assert rollout.sharing_pays([10, 30], [80, 80, 80])
+    assert not rollout.sharing_pays([10, 30], [80, 80, 81])
+    for share, longest, expected in ((None, 10, True), (None, 0.1, False), (True, 0.1, True)):
+        monkeypatch.setattr(rollout, "LONGEST_SHARED", longest)
+        run = trainer(tmp_path, share_prompts=share)
+        assert run.policy.share
+        assert run.sample().share_prompts == expected
