@@ -233,7 +233,7 @@ def _blocks(
     Responses that are not graded have no valid tokens and the reward 0.
     """
     if graded is not None:
-        _check_graded(graded, rewards)
+        _check_flags("graded", graded, rewards.shape, "that of rewards, ")
         rewards = torch.where(graded.to(rewards.device), rewards, 0.0)
         mask = (mask != 0) & graded.to(mask.device)[:, None]
     if tokens.divergence is not None and tokens.surprise is None:
@@ -255,21 +255,18 @@ def _blocks(
     return rewards.to(logprobs.device, dtype, non_blocking=True).reshape(2, 2, p, n), valid, tokens._replace(**given)
 
 
-def _check_graded(graded: Tensor, rewards: Tensor) -> None:
-    if not isinstance(graded, Tensor) or graded.dtype != torch.bool:
-        raise TypeError(f"graded must be a bool tensor, got {getattr(graded, 'dtype', type(graded).__name__)}")
-    if graded.shape != rewards.shape:
-        raise ValueError(f"graded has shape {tuple(graded.shape)}, expected that of rewards, {tuple(rewards.shape)}")
+def _check_flags(name: str, flags: Tensor, shape: torch.Size, whose: str = "") -> None:
+    if not isinstance(flags, Tensor) or flags.dtype != torch.bool:
+        raise TypeError(f"{name} must be a bool tensor, got {getattr(flags, 'dtype', type(flags).__name__)}")
+    if flags.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(flags.shape)}, expected {whose}{tuple(shape)}")
 
 
 def _own_rows(own: Tensor, logprobs: Tensor, rollout_sharing: bool) -> Tensor:
     """(2, 2, P, n) bool: of a response's two rows exactly one is own."""
     if not rollout_sharing:
         raise ValueError("own needs rollout_sharing=True: without it the own rows are the first 2*P*n")
-    if not isinstance(own, Tensor) or own.dtype != torch.bool:
-        raise TypeError(f"own must be a bool tensor, got {getattr(own, 'dtype', type(own).__name__)}")
-    if own.shape != (logprobs.shape[:4].numel(),):
-        raise ValueError(f"own has shape {tuple(own.shape)}, expected {(logprobs.shape[:4].numel(),)}")
+    _check_flags("own", own, torch.Size([logprobs.shape[:4].numel()]))
     own = own.to(logprobs.device).reshape(logprobs.shape[:4])
     if own.device.type == "cpu" and not own.equal(~own.flip(0, 1)):
         raise ValueError("own must be True at one of the two rows of each response, under the prompt that wrote it")

@@ -7,6 +7,7 @@ quick one only brakes: above the target a step trains with eta * (target / KL)^2
 """
 
 import math
+from typing import NamedTuple
 
 GAIN_BELOW, GAIN_ABOVE = 0.002, 0.006  # the target
 RISE, FALL = 0.002, 0.01  # of log eta in one step, at most
@@ -49,3 +50,20 @@ def applied_eta(eta: float, kl: float, mean: float, target: float) -> float:
     if kl >= CUT * target:
         return 0.0
     return eta if mean <= target else eta * (target / mean) ** 2
+
+
+class HeldEta(NamedTuple):
+    """The controller after some steps."""
+
+    eta: float
+    kl: float = 0.0  # of the last step
+    mean: float = 0.0  # its running mean
+
+    def applied(self, target: float) -> float:
+        """The eta of the next step."""
+        return applied_eta(*self, target)
+
+    def after(self, kl: float, target: float, start: float) -> "HeldEta":
+        """After a step with that KL; NaN is no measurement."""
+        eta, mean = next_eta(self.eta, kl, target, start), next_mean(self.mean, kl, target)
+        return HeldEta(eta, self.kl if math.isnan(kl) else kl, mean)

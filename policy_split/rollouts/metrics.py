@@ -44,7 +44,7 @@ def rollout_sums(rollout: Rollout) -> Sums:
         mask, entropy, weight = (table[rows] for table in (rollout.mask, entropies, weights))
         values = {
             "reward": rollout.rewards[rows][graded[rows]],
-            **_spread(*(_by_question(table, rollout) for table in (rollout.rewards[own], graded[own] & by[mode]))),
+            **_spread(*map(rollout.by_question, (rollout.rewards[own], graded[own] & by[mode]))),
             "completions/ungraded_ratio": ~graded[rows],
             "entropy": (weight * entropy)[mask],
             "completions/mean_length": mask.sum(1),
@@ -79,11 +79,6 @@ def grouped_rewards(rollout: Rollout, *, shared: bool) -> Tensor:
     count, graded = 2 if shared else 1, rollout.graded
     of_groups = None if graded is None else graded.view(shape)[:count]
     return filled_rewards(rollout.rewards.view(shape)[:count], of_groups)
-
-
-def _by_question(values: Tensor, rollout: Rollout) -> Tensor:
-    """(P, 2*n) of one number for each response."""
-    return values.view(2, rollout.num_prompts, -1).transpose(0, 1).flatten(1)
 
 
 def _spread(rewards: Tensor, graded: Tensor) -> dict[str, Tensor]:

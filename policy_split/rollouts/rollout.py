@@ -104,6 +104,10 @@ class Rollout:
         block: Tensor = rows // size
         return (3 - 2 * block) * size + rows
 
+    def by_question(self, values: Tensor) -> Tensor:
+        """(P, 2*n) of one number for each response."""
+        return values.view(2, self.num_prompts, -1).transpose(0, 1).flatten(1)
+
     def response(self, row: int) -> int:
         """Which of the 2*P*n texts stands in the row."""
         block, place = divmod(row, self.num_prompts * self.num_generations)

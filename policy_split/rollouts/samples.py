@@ -25,9 +25,9 @@ def sample_rows(rollout: Rollout, tokenizer: Any, step: int, limit: int) -> list
     if rollout.entropy is None:
         raise ValueError("the rollout has no entropy yet: call score_rollout first")
     rows = []
+    first = rollout.by_question(rollout.own_rows)[0]  # the rows of what was written to the first question
     for mode in MODES:
-        own = rollout.own_rows[rollout.mode[rollout.own_rows] == mode].tolist()
-        for row in [row for row in own if rollout.prompts[row][1] == 0][:limit]:
+        for row in first[rollout.mode[first] == mode][:limit].tolist():
             length = rollout.completion_lengths[row]
             prompt = rollout.prompt_ids[row, rollout.prompt_ids.shape[1] - rollout.prompt_lengths[row] :]
             rows.append(

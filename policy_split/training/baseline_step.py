@@ -30,9 +30,9 @@ class BaselineTokens:
     def live(self) -> list[int]:
         """Questions with an advantage, of an algorithm that reads rewards alone."""
         mask, rollout = self.rollout.mask, self.rollout
-        rewards = _by_question(rollout.rewards, rollout)
+        rewards = rollout.by_question(rollout.rewards)
         zeros = torch.zeros((len(mask), 1), device=mask.device)
-        graded = None if rollout.graded is None else _by_question(rollout.graded, rollout)
+        graded = None if rollout.graded is None else rollout.by_question(rollout.graded)
         samples = Samples(rewards, zeros, zeros, torch.ones_like(zeros), graded)
         tokens = training_tokens(self.algorithm, samples, torch.Generator())
         trains = (tokens.advantages * tokens.mask).view(len(rewards), -1) != 0
@@ -49,11 +49,6 @@ class BaselineTokens:
         return {}
 
 
-def _by_question(rows: Tensor, rollout: Rollout) -> Tensor:
-    """(P, 2*n) of one number for each row."""
-    return rows.view(2, rollout.num_prompts, -1).transpose(0, 1).flatten(1)
-
-
 def baseline_tokens(algorithm: Algorithm, rollout: Rollout, seed: int) -> TrainingTokens:
     """`training_tokens` of a rollout with SINGLE_BLOCKS, in the rollout's order of rows; `seed` for what is drawn.
 
@@ -61,8 +56,7 @@ def baseline_tokens(algorithm: Algorithm, rollout: Rollout, seed: int) -> Traini
     the loss is then normalised over the tokens that train.
     """
     p, device = rollout.num_prompts, rollout.mask.device
-    rows = torch.arange(len(rollout.mode), device=device)
-    by_question = rows.view(2, p, -1).transpose(0, 1).reshape(-1)
+    by_question = rollout.by_question(torch.arange(len(rollout.mode), device=device)).flatten()
     logprobs, entropy, _ = rollout.scores
     samples = Samples(
         rollout.rewards[by_question].view(p, -1),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from accelerate import Accelerator
 
-from policy_split.algorithms.kl_target import applied_eta, next_eta, next_mean
+from policy_split.algorithms.kl_target import HeldEta
 from policy_split.config import PolicySplitConfig
 from policy_split.rollouts.metrics import means, rollout_sums
 from policy_split.rollouts.rollout import Rollout
@@ -22,11 +22,10 @@ class Controls:
 
     def of_step(self) -> PolicySplitConfig:
         """The settings with the eta of the next step."""
-        config, progress = self.config, self.progress
+        config = self.config
         if config.target_kl is None:
             return config
-        eta = progress.eta or config.eta  # 0: before the first step
-        return replace(config, eta=applied_eta(eta, progress.kl, progress.kl_mean, config.target_kl), target_kl=None)
+        return replace(config, eta=self._held().applied(config.target_kl), target_kl=None)
 
     def finished(self, metrics: dict[str, float], used: PolicySplitConfig) -> dict[str, float]:
         """After a step of those metrics over all processes: eta moves; returns the eta that was used, for the log."""
@@ -34,10 +33,12 @@ class Controls:
         if config.target_kl is None:
             return {}
         kl = next((metrics[name] for name in KLS if name in metrics), math.nan)
-        progress.eta = next_eta(progress.eta or config.eta, kl, config.target_kl, config.eta)
-        progress.kl = progress.kl if math.isnan(kl) else kl
-        progress.kl_mean = next_mean(progress.kl_mean, kl, config.target_kl)
+        progress.eta, progress.kl, progress.kl_mean = self._held().after(kl, config.target_kl, config.eta)
         return {"policy_split/eta": used.eta}
+
+    def _held(self) -> HeldEta:
+        progress = self.progress
+        return HeldEta(progress.eta or self.config.eta, progress.kl, progress.kl_mean)  # 0: before the first step
 
     def entropy_coef(self, rollout: Rollout) -> float:
         """Of the entropy term, where the algorithm moves it by the entropy of the rollout; 0 where it does not."""
