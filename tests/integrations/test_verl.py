@@ -224,8 +224,11 @@ def test_configuration(ours):
     assert prompts[0] is None
     assert "high entropy" in prompts[1]
     parameters = inspect.signature(dual_mode_advantages).parameters
-    tensors = {"surprise", "divergence", "graded"}
-    assert options == {k: p.default for k, p in parameters.items() if p.default is not p.empty and k not in tensors}
+    settings = {
+        k: p.default for k, p in parameters.items() if p.default is not p.empty and "Tensor" not in str(p.annotation)
+    }
+    assert options == settings
+    assert len(settings) == 12
     prompts, options = ours.settings_of(configuration(normal_prompt="plain", high_entropy_prompt="explore", eta=0.1))
     assert prompts == ("plain", "explore")
     assert options["eta"] == 0.1
