@@ -68,28 +68,17 @@ def shared_prompt_attention(
     scale: float | None,
 ) -> Tensor:
     """(1, S, H, d): softmax attention of each prompt's tokens, and of each response's over its prompt and itself."""
-    grouped: dict[str, Any] = {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
-    keys, values = (_taken(x, layout.prompts) for x in (key, value))
-    out = scaled_dot_product_attention(
-        _taken(query, layout.prompts), keys, values, attn_mask=layout.prompt_mask, **grouped
-    )
-    parts = [_tokens(out)]
-    if layout.responses.numel():
-        keys, values = (
-            torch.cat((of_prompt[layout.owner], _taken(x, layout.responses)), 2)
-            for of_prompt, x in ((keys, key), (values, value))
+    grouped = query.shape[1] != key.shape[1]
+    parts = []
+    for queries, keys, mask in layout.readings:
+        taken = (_taken(x, places) for x, places in ((query, queries), (key, keys), (value, keys)))
+        out = scaled_dot_product_attention(
+            *taken, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
         )
-        queries = _taken(query, layout.responses)
-        out = scaled_dot_product_attention(queries, keys, values, attn_mask=layout.response_mask, **grouped)
-        parts.append(_tokens(out))
+        parts.append(out.transpose(1, 2).flatten(0, 1))  # (n * q, H, d)
     return torch.cat(parts)[layout.back][None]
 
 
 def _taken(x: Tensor, places: Tensor) -> Tensor:
     """(1, H, S, d) at places (n, t) -> (n, H, t, d)."""
     return x[0].transpose(0, 1)[places].transpose(1, 2)
-
-
-def _tokens(out: Tensor) -> Tensor:
-    """(n, H, t, d) -> (n * t, H, d)."""
-    return out.transpose(1, 2).flatten(0, 1)

@@ -17,15 +17,19 @@ from .batches import PackedBatch, ranges
 ARGUMENT = "shared_prompts"  # of the model's forward, handed on to the attention of every layer
 
 
-class PromptLayout(NamedTuple):
-    """Where the tokens of a batch lie among its S, as tables that attention reads and puts back."""
+class Reading(NamedTuple):
+    """One call of attention: which of a batch's S tokens ask, row by row, and which they read."""
 
-    prompts: Tensor  # (G, L) places, on the left those of another token where a prompt is shorter
-    prompt_mask: Tensor  # (G, 1, L, L) bool: what a prompt's token reads
-    responses: Tensor  # (B, T) places, on the right those of another token where a response is shorter
-    response_mask: Tensor  # (B, 1, T, L + T) bool: what a response's token reads, of its prompt and of itself
-    owner: Tensor  # (B,) which prompt a response goes on from
-    back: Tensor  # (S,) place of each token among the G*L + B*T
+    queries: Tensor  # (n, q) places, behind a row's end those of another token
+    keys: Tensor  # (n, k) places
+    mask: Tensor | None  # (n, 1, q, k) bool: what is read; None: of its own row, each token itself and all before it
+
+
+class PromptLayout(NamedTuple):
+    """What attention does with the S tokens of a batch, and how its results are put back."""
+
+    readings: tuple[Reading, ...]
+    back: Tensor  # (S,) place of each token among all n * q of the readings
 
 
 class SharedPromptBatch(PackedBatch):
@@ -86,18 +90,52 @@ def _layout(
     prompts: list[int], prompt_starts: list[int], inputs: list[int], response_starts: list[int], owner: list[int],
     device: torch.device,
 ) -> PromptLayout:  # fmt: skip
+    """Attention pays for pairs of tokens, those that a mask takes away too: the form with the fewer of them."""
     longest, width = max(prompts), max(inputs)
-    lengths, sizes = torch.tensor(prompts)[:, None], torch.tensor(inputs)[:, None]
-    steps, column = torch.arange(width), torch.arange(longest)
-    inside = column >= longest - lengths  # (G, L)
-    prompt_places = torch.where(inside, torch.tensor(prompt_starts)[:, None] + column - (longest - lengths), 0)
-    written = steps < sizes  # (B, T)
-    response_places = torch.where(written, torch.tensor(response_starts)[:, None] + steps, 0)
-    causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-    # a padded token reads itself: a row of a softmax must not be empty
-    prompt_mask = (causal & inside[:, None]) | torch.eye(longest, dtype=torch.bool)
+    whole = max(prompts[g] + n for g, n in zip(owner, inputs, strict=True))
+    repeated = len(owner) * whole**2 / 2
+    masked = len(prompts) * longest**2 / 2 + len(owner) * width * (longest + width)
+    form = _repeated if repeated <= masked else _masked
+    readings, back = form(prompts, prompt_starts, inputs, response_starts, torch.tensor(owner))
+    readings = tuple(Reading(*(None if x is None else x.to(device) for x in reading)) for reading in readings)
+    return PromptLayout(readings, back.to(device))
+
+
+Parts = tuple[tuple[Reading, ...], Tensor]
+
+
+def _repeated(
+    prompts: list[int], prompt_starts: list[int], inputs: list[int], response_starts: list[int], owner: Tensor
+) -> Parts:
+    """Every row with a prompt of its own, causal and without a mask; a prompt's result is that of its first row."""
+    before = torch.tensor(prompts)[owner][:, None]  # (B, 1)
+    column = torch.arange(int((before[:, 0] + torch.tensor(inputs)).max()))
+    of_response = torch.tensor(response_starts)[:, None] + column - before
+    places = torch.where(column < before, torch.tensor(prompt_starts)[owner][:, None] + column, of_response)
+    written = column < before + torch.tensor(inputs)[:, None]
+    places = torch.where(written, places, 0)
+    number = torch.arange(places.numel()).view_as(places)
+    first = torch.stack([(owner == g).nonzero()[0, 0] for g in range(len(prompts))])
+    of_prompts = number[first][column < torch.tensor(prompts)[:, None]]
+    back = torch.cat((of_prompts, number[written & (column >= before)]))
+    return (Reading(places, places, None),), back
+
+
+def _masked(
+    prompts: list[int], prompt_starts: list[int], inputs: list[int], response_starts: list[int], owner: Tensor
+) -> Parts:
+    """Prompts once, causal; then responses, whose mask leaves their prompt and what they have written."""
+    heads, of_prompt = _rows(prompt_starts, prompts)
+    tails, written = _rows(response_starts, inputs)
+    width = tails.shape[1]
     own = torch.ones(width, width, dtype=torch.bool).tril().expand(len(inputs), width, width)
-    response_mask = torch.cat((inside[owner][:, None].expand(-1, width, -1), own), -1)
-    back = torch.cat((inside.flatten().nonzero(), inside.numel() + written.flatten().nonzero())).squeeze(-1)
-    tables = (prompt_places, prompt_mask[:, None], response_places, response_mask[:, None], torch.tensor(owner), back)
-    return PromptLayout(*(table.to(device) for table in tables))
+    mask = torch.cat((of_prompt[owner][:, None].expand(-1, width, -1), own), -1)[:, None]
+    readings = (Reading(heads, heads, None), Reading(tails, torch.cat((heads[owner], tails), 1), mask))
+    back = torch.cat((of_prompt.flatten().nonzero(), of_prompt.numel() + written.flatten().nonzero())).squeeze(-1)
+    return readings[: 1 + bool(width)], back
+
+
+def _rows(starts: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """(n, longest) places of rows that begin at starts, 0 behind their ends; (n, longest) bool, what is not behind."""
+    inside = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return torch.where(inside, torch.tensor(starts)[:, None] + torch.arange(max(lengths)), 0), inside

@@ -47,8 +47,10 @@ def test_eta_is_what_trains(tmp_path):
     assert ETA not in lines(free)[0]
 
 
-def test_a_resumed_run_is_the_same(tmp_path):
+@pytest.mark.parametrize("restored", [False, True], ids=["by its name", "by transformers"])
+def test_a_resumed_run_is_the_same(tmp_path, restored):
     options = {"target_kl": 0.05, "eta_high": 0.3, "clamp": "code", "save_strategy": "steps", "save_steps": 2}
+    options |= {"restore_callback_states_from_checkpoint": restored}
     options |= {"lr_scheduler_type": "constant"}
     whole = trainer(tmp_path / "whole", max_steps=4, **options)
     whole.train()
@@ -57,7 +59,7 @@ def test_a_resumed_run_is_the_same(tmp_path):
     rest.train(resume_from_checkpoint=True)
     assert [line[ETA] for line in lines(rest)] == [line[ETA] for line in lines(whole)]
     assert rest._held.state() == whole._held.state()
-    assert whole._held.eta != 0.3
+    assert whole._held.held.eta != 0.3
 
 
 def test_bad_targets(tmp_path):

@@ -103,6 +103,13 @@ def test_loss_is_ours(ours):
         ("algorithm.rollout_correction.bypass_mode=true", r"bypass_mode=True reads the engine's log-probs"),
         ("algorithm.rollout_correction.rollout_is=token", r"rollout_is=token reads the engine's log-probs"),
         ("algorithm.rollout_correction.rollout_rs=token_k1", r"rollout_rs=token_k1 reads the engine's log-probs"),
+        ("algorithm.policy_split.target_kl=0", r"policy_split\.target_kl=0 must be a finite number above 0, or null"),
+        ("algorithm.policy_split.target_kl=nan", r"policy_split\.target_kl=nan must be a finite number above 0"),
+        ("algorithm.policy_split.target_kl=much", r"policy_split\.target_kl='much' must be a finite number above 0"),
+        (
+            "algorithm.policy_split={target_kl: 0.2, eta: 0}",
+            r"target_kl=0\.2 multiplies eta, and nothing comes of eta=0",
+        ),
     ],
 )
 def test_unfit_configurations(ours, override, error):
@@ -168,6 +175,9 @@ def test_advantages_through_the_queue(ours):
     assert put["keys"] == KEYS
     for row, found in enumerate(put["fields"]["advantages"].unbind()):
         torch.testing.assert_close(found, expected[row, : lengths[row]])
+    ours.advantages_of_queue(Queue(), batch, config, response_to_nested, eta=0.0)  # in place of the configuration's
+    expected = policy_split_advantages(KEYS, rewards, logprobs, mask, num_sessions=4, eta=0.0, clamp="code")
+    torch.testing.assert_close(put["fields"]["advantages"].to_padded_tensor(0.0), expected)
     batch.keys, batch.tags = failed, [{}] * 6
     with pytest.raises(ValueError, match=r"question q_3 has 6 rows, expected 4 responses under both prompts"):
         ours.advantages_of_queue(Queue(), batch, config, response_to_nested)

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+from policy_split.algorithms.kl_target import HeldEta
+
 pytest.importorskip("verl", reason="verl is not installed", exc_type=ImportError)
 SUPPORT = Path(tiny.__file__).parent
 RUN = Path(__file__).parents[2] / "examples" / "verl" / "run.sh"
@@ -37,6 +39,7 @@ SETTINGS = {
     "data.dataloader_num_workers": 0,
     "algorithm.policy_split.high_entropy_prompt": "explore",
     "algorithm.policy_split.eta": 0.5,
+    "algorithm.policy_split.target_kl": 0.001,
     "algorithm.policy_split.clamp": "code",
     "actor_rollout_ref.actor.strategy": "fsdp2",
     "actor_rollout_ref.actor.optim.lr": 1e-2,
@@ -57,7 +60,7 @@ SETTINGS = {
     "trainer.n_gpus_per_node": PROCESSES,
     "trainer.logger": "[console]",
     "trainer.total_training_steps": 2,
-    "trainer.save_freq": -1,
+    "trainer.save_freq": 2,
     "trainer.test_freq": 2,
     "trainer.val_before_train": False,
     "ray_kwargs.ray_init.num_cpus": "null",
@@ -109,18 +112,24 @@ def metrics_of(said: str) -> list[dict[str, float]]:
     return [{name: float(value) for name, value in line} for line in pairs]
 
 
-@pytest.mark.timeout(500)
-def test_two_steps(environment, address, folder):
+def trained(environment, address, folder, **overrides):
+    """What verl logs of each step."""
     modules = {"VERL_USE_EXTERNAL_MODULES": "verl_cpu,policy_split.integrations.verl.kernels"}
     settings = SETTINGS | {
         "reward.custom_reward_function.path": folder / "reward.py",
         "+ray_kwargs.ray_init.address": address,
+        "trainer.default_local_dir": folder / "checkpoints",
     }
+    settings |= {f"trainer.{name}": value for name, value in overrides.items()}
     command = ["bash", RUN, folder, folder / "model", *(f"{name}={value}" for name, value in settings.items())]
     done = subprocess.run(command, env=environment | modules, cwd=folder, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return metrics_of(done.stdout)
 
-    first, second = metrics_of(done.stdout)
+
+@pytest.mark.timeout(700)
+def test_two_steps_and_a_third_after_a_resume(environment, address, folder):
+    first, second = trained(environment, address, folder)
     for step in (first, second):
         assert step["policy_split/incomplete_frac"] == 0
         assert step["policy_split/kl_high_normal"] > 0
@@ -142,3 +151,16 @@ def test_two_steps(environment, address, folder):
     given = {step: {e["weights"] for e in events if "weights" in e and e["step"] == step} for step in (0, 1, 2)}
     assert [len(sums) for sums in given.values()] == [1, 1, 1]  # both engines have the same
     assert len(set.union(*given.values())) == 3  # and others after each step
+
+    # eta moves to hold the KL at a target that is exceeded, and goes on from the checkpoint
+    target, held, etas = 0.001, HeldEta(0.5), []
+    assert first["policy_split/kl_high_normal"] > target
+    for step in (first, second):
+        etas.append(held.applied(target))
+        held = held.after(step["policy_split/kl_high_normal"], target, 0.5)
+    assert [first["policy_split/eta"], second["policy_split/eta"]] == pytest.approx(etas)
+    saved = json.loads((folder / "checkpoints" / "global_step_2" / "policy_split_eta.json").read_text())
+    assert HeldEta(**saved) == pytest.approx(held, rel=1e-6)
+    (third,) = trained(environment, address, folder, total_training_steps=3)
+    assert third["training/global_step"] == 3
+    assert third["policy_split/eta"] == pytest.approx(HeldEta(**saved).applied(target))

@@ -28,7 +28,7 @@ from .config import PolicySplitGRPOConfig
 from .kernels import use_fused_kernels
 from .metrics import split_sums
 from .model import check_padding, own_tokens
-from .target import HeldKL
+from .target import HeldKLCallback
 
 ROW = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 UNSUPPORTED = ("tools", "environment_factories", "rollout_func")
@@ -70,8 +70,12 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         self._rewards = torch.empty(0)  # (all processes' responses,), NaN where no function had one
         self._logprobs = torch.empty(0)  # of the last rows that were scored
         self._clip_sums: Sums = {}  # since the last line of the log
-        self._held = HeldKL(args.eta_high, args.target_kl)
-        self.add_callback(self._held)
+        self.add_callback(HeldKLCallback(args.eta_high, args.target_kl))
+
+    @property
+    def _held(self) -> HeldKLCallback:
+        """Asked each time: a resume with restore_callback_states_from_checkpoint puts another in its place."""
+        return next(x for x in self.callback_handler.callbacks if isinstance(x, HeldKLCallback))
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

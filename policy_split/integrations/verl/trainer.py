@@ -9,15 +9,16 @@ which registers under the name `policy_split`
   response twice, behind the other mode's prompt and behind its own, by token ids. verl grades the second and gives the
   first the same score;
 - a trainer (`trainer.v1.trainer_mode`): the synchronous one, whose advantages are those of `dual_mode_advantages`, with
-  twice the rows in a mini-batch, so that sharing does not change the number of updates, and metrics of each mode;
+  twice the rows in a mini-batch, so that sharing does not change the number of updates, metrics of each mode, and with
+  target_kl an eta that moves, a file of each checkpoint;
 - an advantage estimator, correctness alone, whose place the trainer's advantages then take, and a policy loss, verl's
   clipped one, for configurations that name both.
 
 The sharing is in the agent loop, not in the data or the trainer: verl's queue takes several rows of a session, grades
 them once and computes old log-probs of all, and the response's token ids are at hand there.
 
-Settings are those of `dual_mode_advantages`, the two prompts and their place, under `algorithm.policy_split`; see
-examples/verl.
+Settings are those of `dual_mode_advantages`, target_kl, the two prompts and their place, under
+`algorithm.policy_split`; see examples/verl.
 Run on CPUs: a whole training by examples/verl/run.sh on Ray, with two FSDP2 actors and a rollout engine of the tests.
 Not run yet: vLLM and SGLang, GPUs, several machines.
 Source: arXiv 2604.11510.
@@ -27,6 +28,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +43,8 @@ from policy_split.integrations.keyed_rows import order_of, place_of, policy_spli
 from policy_split.messages import PLACES
 from policy_split.modes import HIGH_ENTROPY, HIGH_ENTROPY_PROMPT, MODE_NAMES, MODES, NORMAL, encode_modes
 from policy_split.rollouts.metrics import k3, means, sum_and_count
+
+from .target import TARGET, held_kl
 
 NAME = "policy_split"
 PROMPTS = ("normal_prompt", "high_entropy_prompt", "high_entropy_place")
@@ -74,7 +78,7 @@ def check_prompts(tokenizer: Any, dataset: Any, config: Any, name: str) -> None:
 def settings_of(config: Any) -> tuple[tuple[str | None, str | None], dict[str, Any]]:
     """(system prompts by mode, options of `dual_mode_advantages`) of a verl configuration's algorithm.policy_split."""
     given: Mapping[str, Any] = config.algorithm.get(NAME) or {}
-    options = {name: value for name, value in given.items() if name not in PROMPTS}
+    options = {name: value for name, value in given.items() if name not in (*PROMPTS, TARGET)}
     normal, high_entropy = (given.get(name) for name in PROMPTS[:2])
     return (normal, high_entropy or HIGH_ENTROPY_PROMPT), options
 
@@ -91,6 +95,7 @@ def check_configuration(config: Any) -> None:
                 f"algorithm.rollout_correction.{name}={correction.get(name)} reads the engine's log-probs, which are "
                 f"those of the prompt that wrote the response and not of its other prompt: leave it out"
             )
+    held_kl(config.algorithm.get(NAME) or {})
 
 
 @register(NAME)
@@ -201,8 +206,12 @@ def whole_questions(keys: Sequence[str], num_sessions: int) -> list[str]:
     return whole
 
 
-def advantages_of_queue(queue: Any, batch: Any, config: Any, to_nested: Any) -> dict[str, float]:
+def advantages_of_queue(
+    queue: Any, batch: Any, config: Any, to_nested: Any, eta: float | None = None
+) -> dict[str, float]:
     """Read scores and old log-probs of the batch's rows from the queue, put back the advantages, return the metrics.
+
+    eta: in place of the configuration's.
 
     Rows that verl has added to fill up the batch keep what they have, and so do those of questions of which a session
     has failed: verl's advantage of correctness. ValueError if every question is one of those.
@@ -215,7 +224,7 @@ def advantages_of_queue(queue: Any, batch: Any, config: Any, to_nested: Any) -> 
     fields = queue.kv_batch_get(select_fields=["response_mask", scores, "old_log_probs", "entropy"], **place)
     padded = fields.to_padded_tensor()
     arguments = keys, padded[scores].sum(-1), padded["old_log_probs"], padded["response_mask"]
-    options = {"num_sessions": sessions, **settings_of(config)[1]}
+    options = {"num_sessions": sessions, **settings_of(config)[1], **({} if eta is None else {"eta": eta})}
     nested = to_nested(policy_split_advantages(*arguments, **options), fields["response_mask"])
     queue.kv_batch_put(fields=TensorDict({"advantages": nested, "returns": nested}, batch_size=len(keys)), **place)
     left_out = {f"{NAME}/incomplete_frac": 1 - len(keys) / len(rows)}
@@ -233,6 +242,7 @@ def register_trainer() -> type:
             config.trainer.v1.trainer_mode = "sync"  # verl takes every other name for an asynchronous trainer
             # counted in questions of rollout.n rows; ours have twice as many, and the number of updates is to stay
             config.actor_rollout_ref.actor.ppo_mini_batch_size *= len(MODES)
+            self._held = held_kl(config.algorithm.get(NAME) or {})
             super().__init__(config)
 
         def _init_dataloader(self) -> None:
@@ -242,8 +252,23 @@ def register_trainer() -> type:
 
         def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
             batch = super()._compute_advantage(batch, metrics)
-            metrics.update(advantages_of_queue(trainer_base.tq, batch, self.config, trainer_base.response_to_nested))
+            arguments = trainer_base.tq, batch, self.config, trainer_base.response_to_nested
+            measured = advantages_of_queue(*arguments, eta=self._held.applied())
+            metrics.update(measured | self._held.finished(measured))
             return batch
+
+        def _load_checkpoint(self) -> None:
+            super()._load_checkpoint()
+            if self.global_steps:
+                given = self.config.trainer
+                self._held.load(given.resume_from_path if given.resume_mode == "resume_path" else self._folder())
+
+        def _save_checkpoint(self) -> None:
+            self._held.save(self._folder())  # first: verl's last act is to name the checkpoint as the latest
+            super()._save_checkpoint()
+
+        def _folder(self) -> Path:
+            return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
 
     return PolicySplitTrainer
 
