@@ -85,6 +85,17 @@ def test_minus_infinity_anywhere_but_at_the_target(launches, temperature):
     assert launches() == [*STATISTICS, "divergence_kernel", "divergence_gradient_kernel"]
 
 
+@pytest.mark.parametrize("offset", [1e4, -1e4])
+def test_a_common_offset_changes_nothing(launches, offset):
+    """Multiples of 1/32 stay exact under it: what is left is the rounding of an fma, which is one only if compiled."""
+    logits, targets = calls.random_rows(3, VOCABULARY, torch.float32)
+    logits = logits.mul(32).round().div(32) + offset
+    calls.check_statistics(logits, targets)
+    calls.check_loss(logits, targets, calls.loss_tokens(logits, targets))
+    calls.check_divergence(logits, logits.flip(0))
+    assert launches() == [*STATISTICS, *LOSS, "divergence_kernel", "divergence_gradient_kernel"]
+
+
 def test_rows_without_a_distribution_are_nan_and_no_fault(launches):
     """All -inf, NaN, +inf, a target outside of the vocabulary: each its own row's concern."""
     logits, targets = calls.random_rows(5, 515, torch.float32)

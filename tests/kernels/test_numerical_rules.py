@@ -34,18 +34,23 @@ def loss_and_gradient(logits, targets, **options):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("offset", [1e4, -1e4, 3e5])
-def test_a_common_offset_changes_nothing(device, dtype, offset):
-    """Multiples of 1/32 stay exact under these offsets in float32: results must agree to the last bits."""
+def test_a_common_offset_changes_nothing(backend, device, dtype, offset):
+    """Multiples of 1/32 stay exact under these offsets in float32: results must agree to the last bits.
+
+    An fma of Triton's interpreter before 3.9 rounds its product, too; compiled ones are in tests/compiled.
+    """
     torch.manual_seed(0)
+    twice = backend == "triton" and device == "cpu" and truth.fma_rounds_twice()
+    rtol = 1e-6 + (2 * abs(offset) * torch.finfo(dtype).eps if twice else 0)
     logits = (torch.randn(4, 2053, device=device) * 4).mul(32).round().div(32).to(dtype)
     targets = torch.randint(2053, (4,), device=device)
     for a, b in zip(
         statistics_and_gradients(logits, targets), statistics_and_gradients(logits + offset, targets), strict=True
     ):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(a, b, rtol=rtol, atol=1e-7)
     (a, grad_a), (b, grad_b) = loss_and_gradient(logits, targets), loss_and_gradient(logits + offset, targets)
-    torch.testing.assert_close(a.loss, b.loss, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(grad_a, grad_b, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(a.loss, b.loss, rtol=rtol, atol=1e-6)
+    torch.testing.assert_close(grad_a, grad_b, rtol=rtol, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", truth.DTYPES, ids=str)

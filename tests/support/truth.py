@@ -1,6 +1,7 @@
 """What is right, in float64 and in PyTorch's own operations, written without a look at the package's reference."""
 
 import os
+from importlib.metadata import version
 
 import torch
 
@@ -9,6 +10,11 @@ from policy_split import get_backend
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # Rounding of the result: gradients are stored in the logits' dtype, statistics in float32 (float64 for float64).
 GRADIENT_RTOL = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
+
+
+def fma_rounds_twice():
+    """Whether Triton's interpreter multiplies and then adds, which compiled code does not: up to 3.8."""
+    return tuple(map(int, version("triton").split(".")[:2])) < (3, 9)
 
 
 def statistics(logits, targets, temperature=1.0, softcap=None, keep_mask=None):
