@@ -29,6 +29,8 @@ def environment() -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
+    if name == "torch":
+        return str(torch.__version__)  # with what it was built for, which its metadata may leave out
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -97,7 +97,7 @@ STUDY_SIZE = replace(
     own_settings={**SIZES["study"].own_settings, "sample_steps": 0, "save_steps": 100, "save_total_limit": 1},
 )
 # a small one for the plans that ask whether one target does on both
-FEW = replace(SPLIT_SIZE, task=replace(SPLIT_SIZE.task, each_once=True), train_questions=1200)
+FEW = replace(SPLIT_SIZE, task=replace(SPLIT_SIZE.task, each_once=True), train_questions=1200, held_out_questions=256)
 
 
 def _plan(

@@ -3,8 +3,12 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from policy_split.commands import study as command
 from policy_split.commands.main import main
+from policy_split.countdown.pool import pool_of
+from policy_split.countdown.sizes import CountdownSize
 from policy_split.study.plan import MAIN_SEEDS, PLANS, QUICK_SEEDS, SEEDS, SPLIT_SEEDS, TARGET_SEEDS, WORDS_SEEDS
 
 CHOSEN_WITH = range(100)  # seeds that settings were chosen with
@@ -83,3 +87,13 @@ def test_the_gpu_s_plan_at_a_hundredth(tmp_path, monkeypatch, capsys):
     rows = (tmp_path / "runs/study-gpu/policy_split-101/metrics.jsonl").read_text().splitlines()
     assert len(rows) == 3
     assert json.loads(rows[0])["policy_split/eta"] == 0.6
+
+
+@pytest.mark.parametrize("name", [name for name, plan in PLANS.items() if isinstance(plan.size, CountdownSize)])
+def test_there_are_as_many_problems_as_a_plan_asks(name):
+    """Different ones, where the task makes each once."""
+    plan = PLANS[name]
+    if plan.size.task.each_once:
+        pool = pool_of(plan.size.task, exact_up_to=2000).problems
+        assert pool["train"] >= plan.size.train_questions
+        assert pool[plan.split] >= 1.2 * plan.size.held_out_questions

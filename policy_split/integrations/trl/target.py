@@ -10,6 +10,11 @@ from policy_split.integrations.held_kl import HeldKL
 
 
 class HeldKLCallback(HeldKL, TrainerCallback, ExportableState):
+    @classmethod
+    def of(cls, trainer: Any) -> "HeldKLCallback":
+        """Asked each time: a resume with restore_callback_states_from_checkpoint puts another in its place."""
+        return next(x for x in trainer.callback_handler.callbacks if isinstance(x, cls))
+
     def state(self) -> dict[str, Any]:
         return {"args": {"start": self.start, "target": self.target}, "attributes": self.held._asdict()}
 

@@ -74,8 +74,7 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
 
     @property
     def _held(self) -> HeldKLCallback:
-        """Asked each time: a resume with restore_callback_states_from_checkpoint puts another in its place."""
-        return next(x for x in self.callback_handler.callbacks if isinstance(x, HeldKLCallback))
+        return HeldKLCallback.of(self)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
