@@ -54,7 +54,7 @@ class PolicySplitConfig:
         None,
         "Rows of one question and mode stand behind one copy of their prompt, whose forward and backward are then paid "
         "once for all of its responses. Not given: where the model can, which is measured before the first step (with "
-        "sdpa attention; packed_batches excludes it), and a step's responses are not 4 times as long as its prompts.",
+        "sdpa attention; packed_batches excludes it).",
     )
     score_with_update: str = free(
         "auto",

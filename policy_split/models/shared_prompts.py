@@ -14,6 +14,9 @@ from torch import Tensor
 
 from .batches import PackedBatch, ranges
 
+# What a pair of tokens costs in rows with prompts of their own, which are gathered, over one behind a mask, on a CPU:
+# python -m benchmarks.trainer.shared_prompts
+REPEATED = 1.5
 ARGUMENT = "shared_prompts"  # of the model's forward, handed on to the attention of every layer
 
 
@@ -90,12 +93,12 @@ def _layout(
     prompts: list[int], prompt_starts: list[int], inputs: list[int], response_starts: list[int], owner: list[int],
     device: torch.device,
 ) -> PromptLayout:  # fmt: skip
-    """Attention pays for pairs of tokens, those that a mask takes away too: the form with the fewer of them."""
+    """Attention pays for pairs of tokens, those that a mask takes away too: the form that costs less."""
     longest, width = max(prompts), max(inputs)
     whole = max(prompts[g] + n for g, n in zip(owner, inputs, strict=True))
     repeated = len(owner) * whole**2 / 2
     masked = len(prompts) * longest**2 / 2 + len(owner) * width * (longest + width)
-    form = _repeated if repeated <= masked else _masked
+    form = _repeated if REPEATED * repeated <= masked else _masked
     readings, back = form(prompts, prompt_starts, inputs, response_starts, torch.tensor(owner))
     readings = tuple(Reading(*(None if x is None else x.to(device) for x in reading)) for reading in readings)
     return PromptLayout(readings, back.to(device))

@@ -30,8 +30,6 @@ from .sampling import left_padded
 # (mode of the prompt, half of the responses): the first block of each half is that of the prompt that wrote it.
 # Each mode writes a half, and both halves are scored under both prompts: the order that dual_mode_advantages expects.
 BLOCKS = ((NORMAL, NORMAL), (HIGH_ENTROPY, HIGH_ENTROPY), (NORMAL, HIGH_ENTROPY), (HIGH_ENTROPY, NORMAL))
-# So many prompts long are the longest responses whose prompts are shared: python -m benchmarks.trainer.shared_prompts
-LONGEST_SHARED = 4
 # One policy, of the normal prompt, which writes both halves.
 SINGLE_BLOCKS = ((NORMAL, 0), (NORMAL, 1))
 
@@ -177,12 +175,6 @@ def make_rollout(
     return _laid_out(policy, by_mode, answers, blocks, config)
 
 
-def sharing_pays(prompt_lengths: Sequence[int], response_lengths: Sequence[int]) -> bool:
-    """Whether responses are short enough, in the mean, for one copy of their prompts to save more than it costs."""
-    longest = LONGEST_SHARED * sum(prompt_lengths) / len(prompt_lengths)
-    return sum(response_lengths) / len(response_lengths) <= longest
-
-
 def score_rollout(
     policy: Policy, rollout: Rollout, config: PolicySplitConfig, rows: Sequence[int] | None = None
 ) -> None:
@@ -275,5 +267,5 @@ def _laid_out(
         blocks=blocks,
         writer=writer,
         sampler_logprobs=sampler_logprobs,
-        share_prompts=policy.share and (config.share_prompts or sharing_pays(list(map(len, prompts)), lengths)),
+        share_prompts=policy.share,
     )

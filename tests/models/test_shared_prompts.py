@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from lm_models import GPT2, SIZES, V
 from trained import trainer, weights
 
+from policy_split.models import shared_prompts
 from policy_split.models.batches import PaddedBatch
 from policy_split.models.policy import Policy
 from policy_split.models.prompt_attention import use_former_attention, use_prompt_attention
 from policy_split.models.shared_prompts import SharedPromptBatch
-from policy_split.rollouts import rollout
 
 # float64 throughout: the families with an RMS norm compute it in float32
 SMALL_GPT2 = GPT2 | {"vocab_size": len(tiny.WORDS), "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
@@ -49,7 +49,12 @@ def test_logits_and_gradients_are_those_of_padded_rows(data):
     ids = torch.randint(3, 20, (len(prompts), 6), generator=generator)
     arguments = (rows, ids[owner], torch.randint(3, 20, (len(owner), 5), generator=generator))
     arguments += ([prompts[g] for g in owner], lengths)
-    padded, shared = PaddedBatch(*arguments), SharedPromptBatch(*arguments, owner)
+    padded = PaddedBatch(*arguments)
+    with pytest.MonkeyPatch.context() as chosen:  # the one form of attention and the other
+        chosen.setattr(
+            shared_prompts, "REPEATED", data.draw(st.sampled_from([0, 1e9]), label="price of a repeated one")
+        )
+        shared = SharedPromptBatch(*arguments, owner)
     mask = torch.arange(padded.length) < torch.tensor([[lengths[row]] for row in rows])
     model = gpt2()
     expected, of_padded = gradients(model, padded, mask)
@@ -153,11 +158,10 @@ def test_two_layouts_exclude_each_other(tmp_path):
     assert not trainer(tmp_path, packed_batches=True).policy.share
 
 
-def test_long_responses_have_a_copy_each_unless_asked_otherwise(tmp_path, monkeypatch):
-    assert rollout.sharing_pays([10, 30], [80, 80, 80])
-    assert not rollout.sharing_pays([10, 30], [80, 80, 81])
-    for share, longest, expected in ((None, 10, True), (None, 0.1, False), (True, 0.1, True)):
-        monkeypatch.setattr(rollout, "LONGEST_SHARED", longest)
-        run = trainer(tmp_path, share_prompts=share)
-        assert run.policy.share
-        assert run.sample().share_prompts == expected
+@pytest.mark.parametrize(("prompt", "response", "masked"), [(10, 20, True), (10, 40, False)])
+def test_attention_has_a_mask_only_where_that_is_cheaper(prompt, response, masked):
+    """Of n responses to a prompt, T (L + T) n pairs against 1.5 n (L + T)^2 / 2, those of the prompt aside."""
+    ids = torch.zeros(8, prompt).long(), torch.zeros(8, response).long()
+    batch = SharedPromptBatch(list(range(8)), *ids, [prompt] * 8, [response] * 8, [0] * 8)
+    masks = [reading.mask for reading in batch.inputs["shared_prompts"].readings]
+    assert [mask is not None for mask in masks] == ([False, True] if masked else [False])
