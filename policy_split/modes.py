@@ -114,7 +114,10 @@ def _through_tokenizer(tokenizer: Any, text: str, system_prompt: str | None) -> 
         bos = tokenizer.bos_token or ""
         begin = bos if text.startswith(bos) else ""
         text = f"{begin}{system_prompt}\n\n{text.removeprefix(begin)}"
-    whole, own = list(tokenizer.encode(text)), list(tokenizer.encode(text, add_special_tokens=False))
+    whole = list(tokenizer.encode(text))
+    if not tokenizer.num_special_tokens_to_add():
+        return whole
+    own = list(tokenizer.encode(text, add_special_tokens=False))
     starts = range(len(whole) - len(own) + 1)
     start = next((start for start in starts if whole[start : start + len(own)] == own), None)
     ends = {tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)}

@@ -28,13 +28,14 @@ from policy_split.countdown.grading import countdown_reward
 from policy_split.countdown.job import warm_start_countdown
 from policy_split.countdown.problems import warm_start_examples
 from policy_split.countdown.sizes import SIZES
-from policy_split.rollouts import engine
+from policy_split.rollouts import answering, engine
 from policy_split.rollouts import rollout as rollouts
 from policy_split.run_folder.record import Record, described
 from policy_split.run_folder.runlog import RunLog
 from policy_split.training import trainer as trainers
 from policy_split.training.baseline_step import BaselineTokens
 from policy_split.training.dual_step import DualTokens
+from policy_split.training.garbage import old_objects_aside
 from policy_split.training.trainer import PolicySplitTrainer
 
 from ..interleave import interleaved, machine, ratio
@@ -101,7 +102,7 @@ def phases_of(runs: list[PolicySplitTrainer]) -> Iterator[Phases]:
     """The phases of the runs' steps, as long as the context lasts."""
     phases = Phases()
     functions = [
-        (engine, "sample", GENERATE), (rollouts, "grade", "rewards"), (trainers, "score_rollout", SCORE),
+        (engine, "sample", GENERATE), (answering, "grade", "rewards"), (trainers, "score_rollout", SCORE),
         (trainers, "rollout_sums", "metrics of the rollout"), (RunLog, "write", "log"),
         (DualTokens, "fill", "advantages"), (BaselineTokens, "fill", "advantages"),
     ]  # fmt: skip
@@ -147,6 +148,7 @@ def profile(warmed: tuple[Any, Any, Any], algorithms: Sequence[str], steps: int)
             run, record = runs[name], Record(described(runs[name].config, {}), {})
             logs[name] = stack.enter_context(RunLog(run.accelerator, run.config, record, resume=False))
         phases = stack.enter_context(phases_of(list(runs.values())))
+        stack.enter_context(old_objects_aside())  # as in a run
         for _ in range(WARM_UP + steps):
             for name, run in runs.items():
                 phases.begin(name)

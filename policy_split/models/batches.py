@@ -30,7 +30,7 @@ class PaddedBatch:
         prompt_lengths: Sequence[int],  # (R,)
         completion_lengths: Sequence[int],  # (R,)
     ):
-        self.rows = list(rows)
+        self.rows, self.index = list(rows), torch.tensor(rows, device=prompt_ids.device)
         self.length = max(completion_lengths[row] for row in rows)
         prompt = max(prompt_lengths[row] for row in rows)
         prompts = prompt_ids[self.rows, prompt_ids.shape[1] - prompt :]
@@ -50,7 +50,7 @@ class PaddedBatch:
 
     def gather(self, table: Tensor) -> Tensor:
         """(B, T) of a table (R, T)."""
-        return table[self.rows, : self.length]
+        return table[self.index, : self.length]
 
     def scatter(self, values: Tensor) -> Tensor:
         """(B, T) of values (B, T)."""
@@ -74,8 +74,8 @@ class PackedBatch:
         prompt_lengths: Sequence[int],  # (R,)
         completion_lengths: Sequence[int],  # (R,)
     ):
-        self.rows = list(rows)
         device, width = prompt_ids.device, prompt_ids.shape[1]
+        self.rows, self.index = list(rows), torch.tensor(rows, device=device)
         prompts, responses = ([lengths[row] for row in rows] for lengths in (prompt_lengths, completion_lengths))
         self.length = max(responses)
         ids = torch.cat((prompt_ids[self.rows], completion_ids[self.rows, : self.length]), 1)  # (B, L+T)
@@ -99,7 +99,7 @@ class PackedBatch:
 
     def gather(self, table: Tensor) -> Tensor:
         """(N,) of a table (R, T)."""
-        return table[self.rows, : self.length].flatten()[self.places]
+        return table[self.index, : self.length].flatten()[self.places]
 
     def scatter(self, values: Tensor) -> Tensor:
         """(B, T) of values (N,), 0 behind the end of each response."""
@@ -111,8 +111,8 @@ class PackedBatch:
 Batch = PaddedBatch | PackedBatch  # and its kin
 
 
-def ranges(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
+def ranges(starts: Sequence[int] | Tensor, lengths: Sequence[int] | Tensor) -> Tensor:
     """start, start + 1, ... of each length, behind each other: (sum(lengths),)."""
-    counts = torch.tensor(lengths)
+    counts = torch.as_tensor(lengths)
     ends = counts.cumsum(0)
-    return torch.arange(int(ends[-1])) + (torch.tensor(starts) - ends + counts).repeat_interleave(counts)
+    return torch.arange(int(ends[-1])) + (torch.as_tensor(starts) - ends + counts).repeat_interleave(counts)

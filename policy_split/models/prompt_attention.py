@@ -71,10 +71,9 @@ def shared_prompt_attention(
     grouped = query.shape[1] != key.shape[1]
     parts = []
     for queries, keys, mask in layout.readings:
-        taken = (_taken(x, places) for x, places in ((query, queries), (key, keys), (value, keys)))
-        out = scaled_dot_product_attention(
-            *taken, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
-        )
+        asked, read, values = _taken(query, queries), _taken(key, keys), _taken(value, keys)
+        options: dict[str, Any] = {"attn_mask": mask, "is_causal": mask is None, "scale": scale, "enable_gqa": grouped}
+        out = scaled_dot_product_attention(asked, read, values, **options)
         parts.append(out.transpose(1, 2).flatten(0, 1))  # (n * q, H, d)
     return torch.cat(parts)[layout.back][None]
 

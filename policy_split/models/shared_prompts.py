@@ -6,7 +6,7 @@ Linear layers see S tokens; attention is that of the rows alone: a response read
 (`prompt_attention`).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,10 @@ class Reading(NamedTuple):
     queries: Tensor  # (n, q) places, behind a row's end those of another token
     keys: Tensor  # (n, k) places
     mask: Tensor | None  # (n, 1, q, k) bool: what is read; None: of its own row, each token itself and all before it
+
+    def to(self, device: torch.device) -> "Reading":
+        mask = None if self.mask is None else self.mask.to(device)
+        return Reading(self.queries.to(device), self.keys.to(device), mask)
 
 
 class PromptLayout(NamedTuple):
@@ -50,36 +54,33 @@ class SharedPromptBatch(PackedBatch):
         completion_ids: Tensor,  # (R, T) padded on the right
         prompt_lengths: Sequence[int],  # (R,)
         completion_lengths: Sequence[int],  # (R,)
-        groups: Sequence[Hashable],  # (R,)
+        groups: Sequence[int],  # (R,)
     ):
-        self.rows = list(rows)
         device, width = prompt_ids.device, prompt_ids.shape[1]
-        first = {groups[row]: row for row in reversed(self.rows)}  # a row of each prompt, in the order of the rows
-        first = {key: first[key] for key in dict.fromkeys(groups[row] for row in self.rows)}
-        place_of = {key: place for place, key in enumerate(first)}
-        owner = [place_of[groups[row]] for row in self.rows]
-        prompts = [prompt_lengths[row] for row in first.values()]
-        lengths = [completion_lengths[row] for row in self.rows]
-        self.length = max(lengths)
-        inputs = [length - 1 for length in lengths]  # the last token predicts nothing that is scored
-        starts = torch.tensor([0, *prompts, *inputs]).cumsum(0).tolist()
-        prompt_starts, response_starts = starts[: len(prompts)], starts[len(prompts) : -1]
+        self.rows, self.index = list(rows), torch.tensor(rows, device=device)
+        _, owner = torch.tensor([groups[row] for row in rows]).unique(return_inverse=True)
+        count = int(owner.max()) + 1
+        first = torch.full((count,), len(owner)).scatter_reduce(0, owner, torch.arange(len(owner)), "amin")
+        prompts = torch.tensor([prompt_lengths[row] for row in rows])[first]  # (G,)
+        lengths = torch.tensor([completion_lengths[row] for row in rows])  # (B,)
+        self.length = int(lengths.max())
+        inputs = lengths - 1  # the last token predicts nothing that is scored
+        sizes = torch.cat((prompts, inputs))
+        prompt_starts, response_starts = (sizes.cumsum(0) - sizes).split((count, len(owner)))
 
-        heads = prompt_ids[list(first.values())].flatten()
-        heads = heads[ranges([g * width + width - n for g, n in enumerate(prompts)], prompts).to(device)]
-        tails = completion_ids[self.rows, : self.length].flatten()
-        tails = tails[ranges([b * self.length for b in range(len(self.rows))], inputs).to(device)]
-        positions = torch.cat((ranges([0] * len(prompts), prompts), ranges([prompts[g] for g in owner], inputs)))
-        kept = [
-            place
-            for g, start, length in zip(owner, response_starts, lengths, strict=True)
-            for place in (prompt_starts[g] + prompts[g] - 1, *range(start, start + length - 1))
-        ]
-        self.places = ranges([row * self.length for row in range(len(rows))], lengths).to(device)  # (N,) in (B, T)
+        heads = prompt_ids[self.index[first.to(device)]].flatten()
+        heads = heads[ranges(torch.arange(1, count + 1) * width - prompts, prompts).to(device)]
+        padded_starts = torch.arange(len(owner)) * self.length
+        tails = completion_ids[self.index, : self.length].flatten()
+        tails = tails[ranges(padded_starts, inputs).to(device)]
+        positions = torch.cat((ranges(torch.zeros_like(prompts), prompts), ranges(prompts[owner], inputs)))
+        kept = ranges(response_starts - 1, lengths)
+        kept[lengths.cumsum(0) - lengths] = (prompt_starts + prompts - 1)[owner]
+        self.places = ranges(padded_starts, lengths).to(device)  # (N,) in (B, T)
         self.inputs: dict[str, Any] = {
             "input_ids": torch.cat((heads, tails))[None],
             "position_ids": positions.to(device)[None],
-            "logits_to_keep": torch.tensor(kept, device=device),
+            "logits_to_keep": kept.to(device),
             "attention_mask": torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device),
             ARGUMENT: _layout(prompts, prompt_starts, inputs, response_starts, owner, device),
         }
@@ -90,43 +91,35 @@ class SharedPromptBatch(PackedBatch):
 
 
 def _layout(
-    prompts: list[int], prompt_starts: list[int], inputs: list[int], response_starts: list[int], owner: list[int],
-    device: torch.device,
-) -> PromptLayout:  # fmt: skip
+    prompts: Tensor, prompt_starts: Tensor, inputs: Tensor, response_starts: Tensor, owner: Tensor, device: torch.device
+) -> PromptLayout:
     """Attention pays for pairs of tokens, those that a mask takes away too: the form that costs less."""
-    longest, width = max(prompts), max(inputs)
-    whole = max(prompts[g] + n for g, n in zip(owner, inputs, strict=True))
-    repeated = len(owner) * whole**2 / 2
+    longest, width = int(prompts.max()), int(inputs.max())
+    repeated = len(owner) * int((prompts[owner] + inputs).max()) ** 2 / 2
     masked = len(prompts) * longest**2 / 2 + len(owner) * width * (longest + width)
     form = _repeated if REPEATED * repeated <= masked else _masked
-    readings, back = form(prompts, prompt_starts, inputs, response_starts, torch.tensor(owner))
-    readings = tuple(Reading(*(None if x is None else x.to(device) for x in reading)) for reading in readings)
-    return PromptLayout(readings, back.to(device))
+    readings, back = form(prompts, prompt_starts, inputs, response_starts, owner)
+    return PromptLayout(tuple(reading.to(device) for reading in readings), back.to(device))
 
 
 Parts = tuple[tuple[Reading, ...], Tensor]
 
 
-def _repeated(
-    prompts: list[int], prompt_starts: list[int], inputs: list[int], response_starts: list[int], owner: Tensor
-) -> Parts:
+def _repeated(prompts: Tensor, prompt_starts: Tensor, inputs: Tensor, response_starts: Tensor, owner: Tensor) -> Parts:
     """Every row with a prompt of its own, causal and without a mask; a prompt's result is that of its first row."""
-    before = torch.tensor(prompts)[owner][:, None]  # (B, 1)
-    column = torch.arange(int((before[:, 0] + torch.tensor(inputs)).max()))
-    of_response = torch.tensor(response_starts)[:, None] + column - before
-    places = torch.where(column < before, torch.tensor(prompt_starts)[owner][:, None] + column, of_response)
-    written = column < before + torch.tensor(inputs)[:, None]
-    places = torch.where(written, places, 0)
-    number = torch.arange(places.numel()).view_as(places)
-    first = torch.stack([(owner == g).nonzero()[0, 0] for g in range(len(prompts))])
-    of_prompts = number[first][column < torch.tensor(prompts)[:, None]]
-    back = torch.cat((of_prompts, number[written & (column >= before)]))
+    before, ends = prompts[owner][:, None], (prompts[owner] + inputs)[:, None]  # (B, 1)
+    column = torch.arange(int(ends.max()))
+    of_prompt, of_response = prompt_starts[owner][:, None] + column, response_starts[:, None] + column - before
+    places = torch.where(column < before, of_prompt, of_response)
+    inside = column < ends
+    number = inside.flatten().nonzero().squeeze(-1)
+    tokens = int(prompts.sum() + inputs.sum())
+    back = torch.full((tokens,), inside.numel()).scatter_reduce(0, places[inside], number, "amin")
+    places = torch.where(inside, places, 0)
     return (Reading(places, places, None),), back
 
 
-def _masked(
-    prompts: list[int], prompt_starts: list[int], inputs: list[int], response_starts: list[int], owner: Tensor
-) -> Parts:
+def _masked(prompts: Tensor, prompt_starts: Tensor, inputs: Tensor, response_starts: Tensor, owner: Tensor) -> Parts:
     """Prompts once, causal; then responses, whose mask leaves their prompt and what they have written."""
     heads, of_prompt = _rows(prompt_starts, prompts)
     tails, written = _rows(response_starts, inputs)
@@ -134,11 +127,12 @@ def _masked(
     own = torch.ones(width, width, dtype=torch.bool).tril().expand(len(inputs), width, width)
     mask = torch.cat((of_prompt[owner][:, None].expand(-1, width, -1), own), -1)[:, None]
     readings = (Reading(heads, heads, None), Reading(tails, torch.cat((heads[owner], tails), 1), mask))
-    back = torch.cat((of_prompt.flatten().nonzero(), of_prompt.numel() + written.flatten().nonzero())).squeeze(-1)
+    back = torch.cat((of_prompt.flatten(), written.flatten())).nonzero().squeeze(-1)
     return readings[: 1 + bool(width)], back
 
 
-def _rows(starts: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
+def _rows(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """(n, longest) places of rows that begin at starts, 0 behind their ends; (n, longest) bool, what is not behind."""
-    inside = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return torch.where(inside, torch.tensor(starts)[:, None] + torch.arange(max(lengths)), 0), inside
+    column = torch.arange(int(lengths.max()))
+    inside = column < lengths[:, None]
+    return torch.where(inside, starts[:, None] + column, 0), inside

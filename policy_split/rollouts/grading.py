@@ -13,6 +13,8 @@ from policy_split.rewards.context import RewardContext
 from policy_split.rewards.functions import compute_rewards
 from policy_split.rewards.loading import RewardFunction
 
+from .decoding import decoded
+
 
 class Grades(NamedTuple):
     texts: list[str]
@@ -35,7 +37,7 @@ def grade(
     state: TrainerState | None,
 ) -> Grades:
     """Each response once. Raises what `compute_rewards` raises."""
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=config.skip_special_tokens)
+    texts = decoded(tokenizer, ids, skip_special_tokens=config.skip_special_tokens)
 
     def graded() -> Grades:
         context = RewardContext() if state is None else RewardContext(state)

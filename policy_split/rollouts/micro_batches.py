@@ -41,7 +41,7 @@ def _longest_first(rollout: "Rollout", rows: Sequence[int], paired: bool) -> lis
     if not rollout.share_prompts:
         return sorted(rows, key=lambda row: -lengths[row])
     prompts = rollout.prompts  # rows of one prompt side by side, so that few micro-batches repeat it
-    longest: dict[tuple[int, int], int] = {}
+    longest: dict[int, int] = {}
     for row in rows:
         longest[prompts[row]] = max(lengths[row], longest.get(prompts[row], 0))
     return sorted(rows, key=lambda row: (-longest[prompts[row]], prompts[row], -lengths[row]))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -123,11 +123,11 @@ class Rollout:
             return SharedPromptBatch(*arguments, self.prompts)
         return PackedBatch(*arguments) if packed else PaddedBatch(*arguments)
 
-    @property
-    def prompts(self) -> list[tuple[int, int]]:
-        """(mode, question) of each row: rows of the same have the same prompt."""
-        half, n = self.num_prompts * self.num_generations, self.num_generations
-        return [(mode, place // n) for mode, _ in self.blocks for place in range(half)]
+    @cached_property
+    def prompts(self) -> list[int]:
+        """A number for the mode and question of each row: rows of the same have the same prompt."""
+        p, n = self.num_prompts, self.num_generations
+        return [mode * p + question for mode, _ in self.blocks for question in range(p) for _ in range(n)]
 
     def responses(self, tokenizer: Any) -> Iterator[dict[str, Any]]:
         """Each response once, for people: mode, prompt, completion, reward, and the columns that rewards logged."""

@@ -1,6 +1,7 @@
 """Sampling: one response to each prompt, from the unfiltered distribution, under a seed of its own."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -72,10 +73,12 @@ def until_end(completions: Tensor, policy: Policy) -> tuple[Tensor, list[int], T
 
 def left_padded(prompts: Sequence[Sequence[int]], policy: Policy) -> tuple[Tensor, Tensor]:
     """(ids, attention mask), both (R, L)."""
-    width = max(map(len, prompts))
-    ids = [[policy.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=policy.device), torch.tensor(mask, device=policy.device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    width = int(lengths.max())
+    mask = torch.arange(width) >= width - lengths[:, None]
+    ids = torch.full(mask.shape, policy.pad_id)
+    ids[mask] = torch.tensor(list(itertools.chain.from_iterable(prompts)))
+    return ids.to(policy.device), mask.long().to(policy.device)
 
 
 class _Silence(LogitsProcessor):

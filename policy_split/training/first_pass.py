@@ -26,7 +26,7 @@ class FirstPass:
         for name, value in zip(TABLES, values, strict=False):
             table = getattr(self.rollout, name)
             table = table.to(value.dtype)  # float64 models keep their precision
-            table[batch.rows, : batch.length] = batch.scatter(value.detach())
+            table[batch.index, : batch.length] = batch.scatter(value.detach())
             setattr(self.rollout, name, table)
 
     def arguments(self, batch: Batch, temperature: float) -> dict[str, Any]:

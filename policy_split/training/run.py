@@ -19,6 +19,7 @@ from policy_split.run_folder.output_dir import check_output_dir
 from policy_split.run_folder.resume import check_resumable, noted_changes
 from policy_split.run_folder.runlog import RunLog
 
+from .garbage import old_objects_aside
 from .stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Run:
             StopRequest() as stop,
             foreign_calls_by(stop.call),
             closing(trainer.sampler),
+            old_objects_aside(),
         ):
             while self.progress.step < trainer.max_steps:
                 metrics, rollout = self._finished_step(log, stop)
