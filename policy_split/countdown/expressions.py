@@ -8,14 +8,15 @@ No unary sign, ASCII digits only, exact rationals. Only postfix of two numbers o
 token tells which of the two grammars a text is in.
 """
 
+import re
 from fractions import Fraction
 from typing import NamedTuple
 
 Number = int | Fraction  # an integer where it is one: most steps need no fractions
 DIGITS = frozenset("0123456789")
-SPACES = frozenset(" \t\r\n")
 PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
-SYMBOLS = frozenset(PRECEDENCE) | {"(", ")"}
+_ALLOWED = re.compile(r"[-+*/()0-9 \t\r\n]*")
+_TOKEN = re.compile(r"[-+*/()]|[0-9]+")
 
 
 class Limits(NamedTuple):
@@ -57,26 +58,12 @@ def evaluate(text: object, limits: Limits = Limits()) -> Evaluation | None:  # n
 
 def _tokens(text: str, limits: Limits) -> list[str] | None:
     """Symbols, and integers without leading zeros; None if a character or a bound says no."""
-    tokens: list[str] = []
-    position = 0
-    while position < len(text):
-        start, character = position, text[position]
-        position += 1
-        if character in SPACES:
-            continue
-        if character in DIGITS:
-            while position < len(text) and text[position] in DIGITS:
-                position += 1
-            if position - start > limits.digits:
-                return None
-            tokens.append(text[start:position].lstrip("0") or "0")
-        elif character in SYMBOLS:
-            tokens.append(character)
-        else:
-            return None
-        if len(tokens) > limits.tokens:
-            return None
-    return tokens
+    if _ALLOWED.fullmatch(text) is None:
+        return None
+    tokens: list[str] = _TOKEN.findall(text)
+    if len(tokens) > limits.tokens or any(len(token) > limits.digits for token in tokens):
+        return None
+    return [token.lstrip("0") or "0" for token in tokens]
 
 
 def _infix_to_postfix(tokens: list[str], limits: Limits) -> list[str] | None:
