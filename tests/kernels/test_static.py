@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,11 @@ SLOTS = {
         "divergence_gradient": [12],
     },
     "cuda:100": {"statistics": [9], "gradient": [6], "loss": [9, 6], "divergence": [10], "divergence_gradient": [11]},
+}
+# The compiler of Triton 3.8 needs more in these.
+TRITON_38 = {
+    "cuda:90": {"divergence_gradient": [13.75]},
+    "cuda:100": {"gradient": [7.1], "loss": [9, 7.1], "divergence_gradient": [13.75]},
 }
 SPARE = 0.20  # of the memory's time, by which every kernel of the bfloat16 table must be bound by memory
 BOUND = ["H100", "H200"]
@@ -123,7 +129,8 @@ def test_one_special_function_for_each_logit_and_pass(kernels):
 @pytest.mark.parametrize("target", list(SLOTS))
 def test_instructions_per_logit(reports, target, name):
     (row,) = (row for row in reports[target] if row["job"] == [name, "bfloat16", LONGEST, "full"])
-    spent, budget = row["per_logit"]["loops"], SLOTS[target][name]
+    older = TRITON_38[target] if tuple(map(int, version("triton").split(".")[:2])) < (3, 9) else {}
+    spent, budget = row["per_logit"]["loops"], older.get(name, SLOTS[target][name])
     assert len(spent) >= len(budget)
     worst = [max(spent)] if len(budget) == 1 else spent
     assert all(x <= limit for x, limit in zip(worst, budget, strict=True)), f"{spent}, allowed are {budget}"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import truth
 from hypothesis import strategies as st
 
 INF = float("inf")
@@ -92,7 +93,8 @@ def build(drawn, device):
     vocabulary, layout, leading = drawn["vocabulary"], drawn["layout"], LAYOUTS[drawn["layout"]]
     n = torch.Size(leading).numel()
     m = 1 if layout == "expanded" else n
-    x = torch.randn(m, vocabulary, generator=generator, dtype=torch.float64) * drawn["scale"] + drawn["offset"]
+    offset = 0.0 if truth.offset_slack(drawn["offset"]) else drawn["offset"]
+    x = torch.randn(m, vocabulary, generator=generator, dtype=torch.float64) * drawn["scale"] + offset
     x = x.to(drawn["dtype"])
     targets = put_pattern(x, torch.randint(vocabulary, (m,), generator=generator), drawn["pattern"])
     mask, valid = _mask(drawn["mask"], leading, generator), torch.ones(n, dtype=torch.bool)
