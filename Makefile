@@ -25,9 +25,10 @@ VERL_VENV ?= .venv-verl
 VLLM_VENV ?= .venv-vllm
 COMPILED_VENV ?= .venv-compiled
 COMPILED_PYTHON ?= $(shell scripts/find_python.sh 3.12 3.13)
-# Installed before the package, and only where there is no torch yet: a CUDA build that is there is kept. No newer than what
-# the whole of the tests is run with: of newer ones test-compiled and test-pythons run a part, 3 GB of CUDA packages each.
-TORCH ?= torch>=2.10,<=2.13.0
+# Installed before the package, and only where there is no torch yet: a CUDA build that is there is kept. The newest where
+# there is a GPU; elsewhere none that brings gigabytes of CUDA packages for nothing where a build for CPUs can be had.
+TORCH_ON_CPU := torch>=2.10,<=2.13.0
+TORCH ?= $(if $(shell command -v nvidia-smi),torch>=2.10,$(TORCH_ON_CPU))
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt MANIFEST.in $(wildcard kernels/cpp/*)
 LINTED_CPP := $(wildcard kernels/cpp/*)
