@@ -22,19 +22,14 @@ def document(
     parts = [
         f"# {plan.task.STORY.title}",
         _setting(plan, results, command, seconds),
-        "## What the paper says, and what came out",
-        claims(plan, results),
-        "p-values of the paired t-test, and corrected for the number of claims (Holm): a claim holds at 0.05.",
+        *_judged(plan, results),
         _ablations(plan, results),
         *_equal(plan, results),
         "## All measures at the end",
         f"Mean over {len(results.seeds)} seeds with the 95 % interval of Student's t. Both prompts are asked of every "
         "model; a baseline is trained with the normal one: its high-entropy row is what the prompt alone does.",
         _table(plan, results),
-        "## Differences",
-        "Paired by seed, with 95 % intervals and two-sided p-values of the paired t-test, each of one comparison and "
-        "not corrected for their number.",
-        _differences(plan, results),
+        *_paired(plan, results),
         "## pass@k",
         _pass_at_k(plan, results),
         "## Curves",
@@ -69,7 +64,26 @@ def _setting(plan: Plan, results: Results, command: str, seconds: float | None) 
     )
 
 
+def _judged(plan: Plan, results: Results) -> list[str]:
+    if not {GRPO.name, POLICY_SPLIT.name} <= set(results.runs):
+        return []
+    said = "p-values of the paired t-test, and corrected for the number of claims (Holm): a claim holds at 0.05."
+    return ["## What the paper says, and what came out", claims(plan, results), said]
+
+
+def _paired(plan: Plan, results: Results) -> list[str]:
+    if GRPO.name not in results.runs:
+        return []
+    said = (
+        "Paired by seed, with 95 % intervals and two-sided p-values of the paired t-test, each of one comparison and "
+        "not corrected for their number."
+    )
+    return ["## Differences", said, _differences(plan, results)]
+
+
 def _ablations(plan: Plan, results: Results) -> str:
+    if POLICY_SPLIT.name not in results.runs:
+        return ""
     rows = [["without it", "normal accuracy, minus Policy Split", "p", "high-entropy different of 8, minus", "p"]]
     for variant in plan.variants:
         if variant.ablation:
@@ -118,7 +132,7 @@ def _differences(plan: Plan, results: Results) -> str:
     rows = [["minus GRPO, normal prompt", "prompt", *(cell for name in compared for cell in (measures[name][0], "p"))]]
     for variant in plan.variants:
         for mode in (N, H) if variant.dual_mode else (N,):
-            if variant.name == GRPO.name or GRPO.name not in results.runs:
+            if variant.name == GRPO.name:
                 continue
             cells: list[str] = []
             for measure in compared:

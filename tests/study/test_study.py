@@ -21,6 +21,7 @@ from policy_split.commands.main import main
 from policy_split.config import PolicySplitConfig
 from policy_split.countdown.sizes import SIZES, find_size, load_size, save_size
 from policy_split.study import runner
+from policy_split.study.document import document
 from policy_split.study.plan import PLANS, SEEDS, SPLIT_SEEDS
 from policy_split.study.results import read_results
 from policy_split.study.statistics import difference, estimate
@@ -106,6 +107,17 @@ def test_the_command_writes_the_document(done, tmp_path, monkeypatch, capsys):
     assert first["mean"] + first["low"] + first["high"] == pytest.approx([sum(means) / 2, *means], rel=1e-4)
     main(arguments)
     assert (tmp_path / "study.svg").read_text() == curves
+
+
+@pytest.mark.parametrize("alone", ["grpo", "policy_split", "held_kl"])
+def test_one_variant_alone_has_a_document_without_comparisons(done, alone):
+    results, plan = read_results(PLAN, done), replace(PLAN, variants=chosen_variants([alone], 0.6))
+    of = "grpo" if alone == "grpo" else "policy_split"
+    text = document(plan, replace(results, runs={alone: results.runs[of]}), command="x", figure="f", data="d")
+    for title in ("What the paper says", "without it"):
+        assert title not in text
+    assert ("## Differences" in text) == (alone == "grpo")
+    assert f"{sum(results.values(of, 'accuracy', 'normal')) / 2:.3f} ±" in text
 
 
 @pytest.mark.parametrize(
