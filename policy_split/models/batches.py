@@ -33,8 +33,8 @@ class PaddedBatch:
         self.rows, self.index = list(rows), torch.tensor(rows, device=prompt_ids.device)
         self.length = max(completion_lengths[row] for row in rows)
         prompt = max(prompt_lengths[row] for row in rows)
-        prompts = prompt_ids[self.rows, prompt_ids.shape[1] - prompt :]
-        input_ids = torch.cat((prompts, completion_ids[self.rows, : self.length]), 1)[:, :-1]
+        prompts = prompt_ids[self.index, prompt_ids.shape[1] - prompt :]
+        input_ids = torch.cat((prompts, completion_ids[self.index, : self.length]), 1)[:, :-1]
         self.inputs: dict[str, Any] = {"input_ids": input_ids, "logits_to_keep": self.length}
         padding = [prompt - prompt_lengths[row] for row in rows]
         if any(padding):
@@ -78,7 +78,7 @@ class PackedBatch:
         self.rows, self.index = list(rows), torch.tensor(rows, device=device)
         prompts, responses = ([lengths[row] for row in rows] for lengths in (prompt_lengths, completion_lengths))
         self.length = max(responses)
-        ids = torch.cat((prompt_ids[self.rows], completion_ids[self.rows, : self.length]), 1)  # (B, L+T)
+        ids = torch.cat((prompt_ids[self.index], completion_ids[self.index, : self.length]), 1)  # (B, L+T)
         lengths = [prompt + response - 1 for prompt, response in zip(prompts, responses, strict=True)]
         bounds = torch.tensor([0, *lengths]).cumsum(0)
         tokens = ranges([row * ids.shape[1] + width - prompt for row, prompt in enumerate(prompts)], lengths)

@@ -208,7 +208,7 @@ def score(
             values = logits_scores(policy.completion_logits(batch), **options, divergence=divergence)
         for number, value in enumerate(values):
             scores[number] = scores[number].to(value.dtype)  # float64 models keep their precision
-            scores[number][rows, : batch.length] = batch.scatter(value)
+            scores[number][batch.index, : batch.length] = batch.scatter(value)
     return Scores(*scores)
 
 

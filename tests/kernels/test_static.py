@@ -7,10 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import truth
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.timeout(1200)  # the first test waits for all compilations, minutes on two free cores
@@ -129,7 +129,7 @@ def test_one_special_function_for_each_logit_and_pass(kernels):
 @pytest.mark.parametrize("target", list(SLOTS))
 def test_instructions_per_logit(reports, target, name):
     (row,) = (row for row in reports[target] if row["job"] == [name, "bfloat16", LONGEST, "full"])
-    older = TRITON_38[target] if tuple(map(int, version("triton").split(".")[:2])) < (3, 9) else {}
+    older = TRITON_38[target] if truth.triton_before(3, 9) else {}
     spent, budget = row["per_logit"]["loops"], older.get(name, SLOTS[target][name])
     assert len(spent) >= len(budget)
     worst = [max(spent)] if len(budget) == 1 else spent

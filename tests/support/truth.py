@@ -12,14 +12,18 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 GRADIENT_RTOL = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 
 
+def triton_before(*release):
+    """Whether the installed Triton is older than a release, as triton_before(3, 9)."""
+    return tuple(map(int, version("triton").split(".")[:2])) < release
+
+
 def offset_slack(offset, dtype=torch.float32):
     """How far, relative and absolute, a common offset may move results of the chosen backend; compiled, not at all.
 
     An fma of Triton's interpreter rounds its product before 3.9, too. tests/compiled has offsets of compiled kernels.
     """
     interpreted = get_backend() == "triton" and not torch.cuda.is_available()
-    twice = interpreted and tuple(map(int, version("triton").split(".")[:2])) < (3, 9)
-    return 2 * abs(offset) * torch.finfo(dtype).eps if twice else 0.0
+    return 2 * abs(offset) * torch.finfo(dtype).eps if interpreted and triton_before(3, 9) else 0.0
 
 
 def statistics(logits, targets, temperature=1.0, softcap=None, keep_mask=None):

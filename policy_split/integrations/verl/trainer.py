@@ -59,8 +59,14 @@ class Prompts(NamedTuple):
     max_prompt_length: None = None
 
 
-def prompts_of(config: Any) -> Prompts:
+def given_of(config: Any) -> Mapping[str, Any]:
+    """What a verl configuration has under algorithm.policy_split."""
     given: Mapping[str, Any] = config.algorithm.get(NAME) or {}
+    return given
+
+
+def prompts_of(config: Any) -> Prompts:
+    given = given_of(config)
     place = given.get("high_entropy_place") or PLACES[0]
     if place not in PLACES:
         raise ValueError(f"algorithm.{NAME}.high_entropy_place={place!r} must be one of {', '.join(map(repr, PLACES))}")
@@ -77,7 +83,7 @@ def check_prompts(tokenizer: Any, dataset: Any, config: Any, name: str) -> None:
 
 def settings_of(config: Any) -> tuple[tuple[str | None, str | None], dict[str, Any]]:
     """(system prompts by mode, options of `dual_mode_advantages`) of a verl configuration's algorithm.policy_split."""
-    given: Mapping[str, Any] = config.algorithm.get(NAME) or {}
+    given = given_of(config)
     options = {name: value for name, value in given.items() if name not in (*PROMPTS, TARGET)}
     normal, high_entropy = (given.get(name) for name in PROMPTS[:2])
     return (normal, high_entropy or HIGH_ENTROPY_PROMPT), options
@@ -95,7 +101,7 @@ def check_configuration(config: Any) -> None:
                 f"algorithm.rollout_correction.{name}={correction.get(name)} reads the engine's log-probs, which are "
                 f"those of the prompt that wrote the response and not of its other prompt: leave it out"
             )
-    held_kl(config.algorithm.get(NAME) or {})
+    held_kl(given_of(config))
 
 
 @register(NAME)
@@ -242,7 +248,7 @@ def register_trainer() -> type:
             config.trainer.v1.trainer_mode = "sync"  # verl takes every other name for an asynchronous trainer
             # counted in questions of rollout.n rows; ours have twice as many, and the number of updates is to stay
             config.actor_rollout_ref.actor.ppo_mini_batch_size *= len(MODES)
-            self._held = held_kl(config.algorithm.get(NAME) or {})
+            self._held = held_kl(given_of(config))
             super().__init__(config)
 
         def _init_dataloader(self) -> None:
