@@ -6,6 +6,7 @@ micro-batch, of one long response.
 """
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -85,6 +86,7 @@ def measure(kind: str, tokens: int, arguments: argparse.Namespace) -> dict[str, 
     model.eval()
     step(random_rollout(SMALL, arguments.vocabulary))  # what is loaded or cached once is not the update's
     free_memory()
+    ctypes.CDLL(None).malloc_trim(0)  # pages that the process has and no longer needs would be taken for none
     rollout = random_rollout(tokens, arguments.vocabulary)
     with open("/proc/self/clear_refs", "w") as reset:
         reset.write("5")

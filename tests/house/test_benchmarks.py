@@ -282,6 +282,5 @@ def test_memory_of_the_trainer_is_smaller_from_hidden_states():
     )
     logits, hidden = ([cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[-2:])
     assert (logits[:2], hidden[:2]) == (["600", "logits"], ["600", "hidden states"])
-    # MiB of scoring; N x V of one row is 37.5, of which up to a tenth may lie in pages that the process already had
-    assert int(logits[2]) > 33 > int(hidden[2])
+    assert int(logits[2]) > 37 > int(hidden[2])  # MiB of scoring; N x V of one row is 37.5
     assert int(logits[3]) > int(hidden[3])
