@@ -31,6 +31,9 @@ DEFAULTS = {
     "VLLM_LOGGING_LEVEL": "ERROR",  # it says on many lines what needs no answer
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer computes with the same threads
 }
+# where vLLM shares the cache of equal prompts it does so by whole blocks, and of its default, 128 tokens on a CPU, a prompt
+# of a question has none; 32 is the least that its attention there takes
+CPU_BLOCK = 32
 GO_ON = "what is finished can be resumed, also by --rollout_engine transformers"
 
 
@@ -80,6 +83,8 @@ class VllmEngine:
         }
         options |= {"distributed_executor_backend": "uni", "enforce_eager": self.on_cpu}
         options |= {"skip_tokenizer_init": True, "generation_config": "vllm", "logprobs_mode": "processed_logprobs"}
+        if self.on_cpu:
+            options["block_size"] = CPU_BLOCK
         if self.sleeps and self.on_cpu:
             raise ValueError("vllm_enable_sleep_mode=True: vLLM can put its memory to sleep on GPUs alone")
         with tempfile.TemporaryDirectory(prefix="policy-split-vllm-") as folder, as_it_was():

@@ -29,6 +29,7 @@ class Progress:
     eta: float = 0.0  # of the next step where target_kl moves it; 0: before the first
     kl: float = 0.0  # of the last step, there
     kl_mean: float = 0.0  # its running mean
+    kl_slow_mean: float = 0.0  # the slower one
 
     def state_dict(self) -> dict[str, float]:
         return dict(vars(self))

@@ -33,12 +33,14 @@ class Controls:
         if config.target_kl is None:
             return {}
         kl = next((metrics[name] for name in KLS if name in metrics), math.nan)
-        progress.eta, progress.kl, progress.kl_mean = self._held().after(kl, config.target_kl, config.eta)
+        held = self._held().after(kl, config.target_kl, config.eta)
+        progress.eta, progress.kl, progress.kl_mean, progress.kl_slow_mean = held
         return {"policy_split/eta": used.eta}
 
     def _held(self) -> HeldEta:
         progress = self.progress
-        return HeldEta(progress.eta or self.config.eta, progress.kl, progress.kl_mean)  # 0: before the first step
+        eta = progress.eta or self.config.eta  # 0: before the first step
+        return HeldEta(eta, progress.kl, progress.kl_mean, progress.kl_slow_mean)
 
     def entropy_coef(self, rollout: Rollout) -> float:
         """Of the entropy term, where the algorithm moves it by the entropy of the rollout; 0 where it does not."""

@@ -7,24 +7,56 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy_split.algorithms.kl_target import applied_eta, next_eta, next_mean
+from policy_split.algorithms.kl_target import HeldEta, applied_eta, expected_kl, next_eta, next_mean
 
 
 @pytest.mark.parametrize(
     ("kl", "factor"),
     [
         (0.2, 1.0),
-        (0.1, math.exp(0.002 * math.log(2))),
-        (0.3, math.exp(0.006 * math.log(2 / 3))),
-        (0.01, math.exp(0.002)),  # far below: the bound
-        *[(kl, math.exp(0.002)) for kl in (0.0, -0.1)],  # estimates can be that
-        (0.9, math.exp(0.006 * math.log(0.2 / 0.9))),
-        *[(kl, math.exp(-0.01)) for kl in (5.0, 1e300, math.inf)],
+        (0.1, math.exp(0.006 * math.log(2))),
+        (0.3, math.exp(0.02 * math.log(2 / 3))),
+        (0.01, math.exp(0.01)),  # far below: the bound
+        *[(kl, math.exp(0.01)) for kl in (0.0, -0.1, -math.inf)],  # estimates can be that
+        (0.8, math.exp(0.02 * math.log(0.2 / 0.8))),
+        *[(kl, math.exp(-0.03)) for kl in (5.0, 1e300, math.inf)],
         (math.nan, 1.0),
     ],
 )
 def test_literal_steps(kl, factor):
     assert next_eta(0.3, kl, 0.2, 0.3) == pytest.approx(0.3 * factor, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected", "factor"),
+    [
+        (0.05, 0.1, math.exp(0.006 * math.log(2))),  # it rises by the expected one
+        (0.1, 0.2, 1.0),
+        *[(0.1, expected, 1.0) for expected in (0.3, math.inf)],  # and only the one that is there lets it fall
+        (0.1, 0.0, math.exp(0.01)),
+        (0.1, math.nan, 1.0),
+        (0.3, 0.1, math.exp(0.02 * math.log(2 / 3))),
+        (math.nan, 0.1, 1.0),
+    ],
+)
+def test_literal_steps_by_what_is_expected(kl, expected, factor):
+    assert next_eta(0.3, kl, 0.2, 0.3, expected) == pytest.approx(0.3 * factor, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mean", "slow_mean", "expected"),
+    [(0.1, 0.1, 0.1), (0.1, 0.2, 0.1 / 2**1.875), (0.2, 0.1, 0.2 * 2**1.875), (1.0, 5e-324, math.exp(100)), (5e-324, 1.0, 0.0), (0.1, 0.0, 0.1), (0.0, 0.0, 0.0)],
+)
+def test_literal_expectations(mean, slow_mean, expected):
+    assert expected_kl(mean, slow_mean) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_expectation_is_that_of_steady_growth():
+    """A KL that grows by 0.2 % a step: what is expected is what it is 75 steps later."""
+    held, growth = HeldEta(0.3), 1.002
+    for step in range(1000):
+        held = held.after(1e-4 * growth**step, 0.2, 0.3)
+    assert expected_kl(held.mean, held.slow_mean) == pytest.approx(1e-4 * growth ** (999 + 75), rel=0.1)
 
 
 def test_bounds():
@@ -61,13 +93,12 @@ def test_literal_means(mean, kl, following):
 
 def held(measure, *, steps, target=0.2, start=0.3):
     """[(eta, KL, trained with)] of modes whose KL, after a step with that eta, is measure(eta)."""
-    eta, kl, mean, seen = start, 0.0, 0.0, []
+    controller, seen = HeldEta(start), []
     for _ in range(steps):
-        used = applied_eta(eta, kl, mean, target)
+        used = controller.applied(target)
         kl = measure(used)
-        mean = next_mean(mean, kl, target)
-        seen.append((eta, kl, used))
-        eta = next_eta(eta, kl, target, start)
+        seen.append((controller.eta, kl, used))
+        controller = controller.after(kl, target, start)
     return seen
 
 
@@ -103,21 +134,22 @@ def test_it_converges_on_modes_of_any_gain(needed, power, delay, noise, seed):
 def test_it_does_not_overshoot_where_the_kl_comes_late(needed, power, delay, seed):
     """The modes take up to 300 steps to part; haste would wind eta up meanwhile."""
     seen = held(lagging(0.2 / needed**power, power, delay, 0.0, seed=seed), steps=3000)
-    assert max(kl for _, kl, _ in seen) < 0.4
+    assert max(kl for _, kl, _ in seen) < 0.3
+    assert next(step for step, (_, kl, _) in enumerate(seen) if kl > 0.15) < 600  # and yet it gets there
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=300), st.floats(1e-3, 10), st.floats(1e-3, 2))
 def test_it_never_leaves_its_bounds_whatever_is_measured(measured, start, target):
-    eta, mean = start, 0.0
+    held = HeldEta(start)
     for kl in measured:
-        following = next_eta(eta, kl, target, start)
-        assert start / 16 * (1 - 1e-12) <= following <= start * 16 * (1 + 1e-12)
-        assert math.exp(-0.01) * (1 - 1e-9) <= following / eta <= math.exp(0.002) * (1 + 1e-9)
-        mean = next_mean(mean, kl, target)
-        assert 0 <= mean <= 8 * target * (1 + 1e-12)
-        assert 0 <= applied_eta(following, kl, mean, target) <= following
-        eta = following
+        following = held.after(kl, target, start)
+        assert start / 16 * (1 - 1e-12) <= following.eta <= start * 16 * (1 + 1e-12)
+        assert -0.03 - 1e-9 <= math.log(following.eta / held.eta) <= 0.01 + 1e-9
+        for mean in following[2:]:
+            assert 0 <= mean <= 8 * target * (1 + 1e-12)
+        assert 0 <= following.applied(target) <= following.eta
+        held = following
 
 
 @pytest.mark.parametrize("seed", range(5))

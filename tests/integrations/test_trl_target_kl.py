@@ -8,7 +8,7 @@ import tiny
 pytest.importorskip("trl", reason="trl is not installed", exc_type=ImportError)
 from trl_runs import trainer
 
-from policy_split.algorithms.kl_target import applied_eta, next_eta, next_mean
+from policy_split.algorithms.kl_target import HeldEta
 
 # transformers renames activation checkpointing, and TRL 1.16 calls it by its old name
 pytestmark = [
@@ -25,11 +25,10 @@ def lines(run):
 def test_the_log_is_that_of_the_function(tmp_path):
     run = trainer(tmp_path, target_kl=0.01, eta_high=0.3, max_steps=4)
     run.train()
-    eta, kl, mean, etas = 0.3, 0.0, 0.0, []
+    held, etas = HeldEta(0.3), []
     for line in lines(run):
-        assert line[ETA] == pytest.approx(applied_eta(eta, kl, mean, 0.01), rel=1e-9)
-        kl = line[KL]
-        eta, mean = next_eta(eta, kl, 0.01, 0.3), next_mean(mean, kl, 0.01)
+        assert line[ETA] == pytest.approx(held.applied(0.01), rel=1e-9)
+        held = held.after(line[KL], 0.01, 0.3)
         etas.append(line[ETA])
     assert len(set(etas)) > 1
 

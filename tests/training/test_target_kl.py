@@ -6,7 +6,7 @@ import math
 import pytest
 from trained import lines, trainer, weights
 
-from policy_split.algorithms.kl_target import applied_eta, next_eta, next_mean
+from policy_split.algorithms.kl_target import HeldEta
 from policy_split.config import PolicySplitConfig
 
 KL, ETA = "policy_split/kl_high_normal", "policy_split/eta"
@@ -25,14 +25,13 @@ FORMS = [
 def test_the_log_is_that_of_the_function(tmp_path, form):
     run = trainer(tmp_path, target_kl=0.01, max_steps=5, **form)
     run.train()
-    start, eta, kl, mean = run.config.eta, run.config.eta, 0.0, 0.0
+    held = HeldEta(run.config.eta)
     measured = f"policy_split/exact_{KL.partition('/')[2]}" if run.config.exact_kl else KL
     for metrics in lines(tmp_path):
-        assert metrics[ETA] == pytest.approx(applied_eta(eta, kl, mean, 0.01), rel=1e-12)
-        kl = metrics[measured]
-        eta, mean = next_eta(eta, kl, 0.01, start), next_mean(mean, kl, 0.01)
-    assert run.progress.eta == pytest.approx(eta, rel=1e-12)
-    assert eta != start
+        assert metrics[ETA] == pytest.approx(held.applied(0.01), rel=1e-12)
+        held = held.after(metrics[measured], 0.01, run.config.eta)
+    assert run.progress.eta == pytest.approx(held.eta, rel=1e-12)
+    assert held.eta != run.config.eta
 
 
 def test_eta_is_what_trains(tmp_path):

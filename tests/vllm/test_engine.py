@@ -17,7 +17,7 @@ def pair(request, tmp_path_factory):
     """A model and an engine of its kind, which has had its weights."""
     model = vllm_models.model(request.param, vocab_size=40).eval()
     config = tiny.config(tmp_path_factory.mktemp("unused"), **vllm_models.SETTINGS)
-    arguments = (torch.float32, [2, 3], range(36, 40), 24, config)
+    arguments = (torch.float32, [2, 3], range(36, 40), 64, config)
     engine = vllm_engine.VllmEngine(model.config, type(model).__name__, *arguments)
     engine.update(named_weights(model))
     yield model, engine
@@ -53,6 +53,17 @@ def test_a_seed_gives_the_same_tokens_in_any_company(pair):
     same = engine.generate([PROMPTS[0]] * 3, [5, 5, 6], **options)
     assert same[0] == same[1]
     assert engine.generate(PROMPTS, [8, 9, 10, 11], **options) != together
+
+
+def test_the_prompt_of_several_responses_is_computed_once(pair):
+    """As far as its blocks of 32 tokens are whole; and again once the weights are others."""
+    model, engine = pair
+    prompts = [{"prompt_token_ids": [number, *[7, 8, 9, 10] * 10]} for number in (4, 4, 5, 4)]
+    one = engine.vllm.SamplingParams(max_tokens=1, detokenize=False)
+    for _ in range(2):
+        engine.update(named_weights(model))
+        answers = engine.llm.generate(prompts, one, use_tqdm=False)
+        assert [answer.num_cached_tokens for answer in answers] == [0, 32, 0, 32]
 
 
 def test_new_weights_arrive(pair):
