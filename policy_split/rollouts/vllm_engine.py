@@ -31,8 +31,8 @@ DEFAULTS = {
     "VLLM_LOGGING_LEVEL": "ERROR",  # it says on many lines what needs no answer
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer computes with the same threads
 }
-# where vLLM shares the cache of equal prompts it does so by whole blocks, and of its default, 128 tokens on a CPU, a prompt
-# of a question has none; 32 is the least that its attention there takes
+# Equal prompts share their cache by whole blocks: of vLLM's default on a CPU, 128 tokens, few prompts have one. 32 is
+# the least that its attention there takes.
 CPU_BLOCK = 32
 GO_ON = "what is finished can be resumed, also by --rollout_engine transformers"
 

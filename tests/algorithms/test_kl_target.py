@@ -45,7 +45,15 @@ def test_literal_steps_by_what_is_expected(kl, expected, factor):
 
 @pytest.mark.parametrize(
     ("mean", "slow_mean", "expected"),
-    [(0.1, 0.1, 0.1), (0.1, 0.2, 0.1 / 2**1.875), (0.2, 0.1, 0.2 * 2**1.875), (1.0, 5e-324, math.exp(100)), (5e-324, 1.0, 0.0), (0.1, 0.0, 0.1), (0.0, 0.0, 0.0)],
+    [
+        (0.1, 0.1, 0.1),
+        (0.1, 0.2, 0.1 / 2**1.875),
+        (0.2, 0.1, 0.2 * 2**1.875),
+        (1.0, 5e-324, math.exp(100)),
+        (5e-324, 1.0, 0.0),
+        (0.1, 0.0, 0.1),
+        (0.0, 0.0, 0.0),
+    ],
 )
 def test_literal_expectations(mean, slow_mean, expected):
     assert expected_kl(mean, slow_mean) == pytest.approx(expected, rel=1e-12)
