@@ -2,12 +2,14 @@
 
 In an environment with vLLM (`make test-vllm` makes one: .venv-vllm). Every engine answers the same prompts once in each
 round, in turn, under the same settings; the weights are handed to vLLM before, which is timed apart. Prints, for each
-dtype, tokens for each second and for each second of the CPUs (medians over the rounds), and the mean difference of
-vLLM's log-probs and the model's. Half of the prompts stand behind a system prompt's worth of more tokens, as those of
-the high-entropy mode do, and each is asked several times.
+dtype, tokens for each second and for each second of the CPUs (medians over the rounds), and two mean differences of
+log-probs: vLLM's from the model's, and of each from the model's in float64, which is what rounding alone does. Half of
+the prompts stand behind a system prompt's worth of more tokens, as those of the high-entropy mode do, and each is asked
+several times.
 """
 
 import argparse
+import copy
 import importlib.metadata
 import random
 import statistics
@@ -17,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from policy_split.config import PolicySplitConfig
 from policy_split.models.policy import Policy, load_model, load_tokenizer, placed
@@ -30,7 +33,9 @@ from .compare import SIZES
 from .step_process import SYSTEM, model_of, tokenizer_of
 
 SYSTEM_TOKENS = 40  # of the high-entropy prompt, about
-HEAD = ["dtype", "engine", "tokens", "tokens/s", "tokens/CPU s", "start, s", "weights, s", "log-prob difference"]
+HEAD = [
+    "dtype", "engine", "tokens", "tokens/s", "tokens/CPU s", "start, s", "weights, s", "from the model", "from float64",
+]  # fmt: skip
 
 
 def prompts_of(questions: int, each: int, length: int, vocabulary: int) -> list[list[int]]:
@@ -70,29 +75,40 @@ def measured(policy: Policy, prompts: list[list[int]], config: PolicySplitConfig
                 tokens = sum(until_end(ids, policy)[1])
                 if number >= 0:
                     rates[name].append((tokens, time.perf_counter() - wall, time.process_time() - cpu))
-        difference = log_prob_difference(policy, prompts[:8], config, engines["vllm"])
+        differences = log_prob_differences(policy, prompts[:8], config, engines["vllm"])
     sampler.close()
     rows = []
     for name, found in rates.items():
         per_second, per_cpu = (statistics.median(run[0] / run[at] for run in found) for at in (1, 2))
-        more = [f"{started:.1f}", f"{handed:.2f}", f"{difference:.1e}"] if name == "vllm" else [""] * 3
+        more = [f"{started:.1f}", f"{handed:.2f}", f"{differences[0]:.1e}"] if name == "vllm" else [""] * 3
+        more.append(f"{differences[1 if name == 'vllm' else 2]:.1e}")
         tokens = str(sum(run[0] for run in found))
         rows.append([config.model_dtype, name, tokens, f"{per_second:.0f}", f"{per_cpu:.0f}", *more])
     return rows
 
 
 @torch.no_grad()
-def log_prob_difference(policy: Policy, prompts: list[list[int]], config: PolicySplitConfig, engine: Any) -> float:
-    """Mean of |log pi - log pi of the engine| over the tokens of these prompts, nats."""
+def log_prob_differences(
+    policy: Policy, prompts: list[list[int]], config: PolicySplitConfig, engine: Any
+) -> list[float]:
+    """Means over the tokens of these prompts, nats: |engine - model|, |engine - float64| and |model - float64|."""
     ids, told = draw(policy, prompts, config, 0, engine)
     _, lengths, _ = until_end(ids, policy)
-    differences = []
+    models = (policy.bare, copy.deepcopy(policy.bare).double())
+    found = []
     for prompt, row, theirs, length in zip(prompts, ids, told, lengths, strict=True):
         whole = torch.tensor([prompt + row[:length].tolist()], device=policy.device)
-        logits = policy.vocabulary.silenced(policy.bare(input_ids=whole).logits[0, len(prompt) - 1 : -1])
-        ours = (logits.float() / config.temperature).log_softmax(-1).gather(-1, row[:length, None])[:, 0]
-        differences.append((ours - theirs[:length]).abs())
-    return float(torch.cat(differences).mean())
+        rounded, exact = (_log_probs(policy, model, whole, row[:length], config.temperature) for model in models)
+        theirs = theirs[:length].double()
+        found.append(torch.stack([theirs - rounded, theirs - exact, rounded - exact]).abs())
+    return torch.cat(found, 1).mean(1).tolist()
+
+
+def _log_probs(policy: Policy, model: Any, whole: Tensor, row: Tensor, temperature: float) -> Tensor:
+    """(tokens of row,) float64; computed in the model's dtype, its logits in float32 or above."""
+    logits = policy.vocabulary.silenced(model(input_ids=whole).logits[0, -len(row) - 1 : -1])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    return logits.log_softmax(-1).gather(-1, row[:, None])[:, 0].double()
 
 
 def main(arguments: list[str] | None = None) -> None:

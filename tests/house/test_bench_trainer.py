@@ -51,6 +51,7 @@ def test_both_rollout_engines_answer_the_same_prompts(capsys, monkeypatch):
     assert [row[:3] for row in rows] == [["float32", "transformers", "8"], ["float32", "vllm", "8"]]
     assert all(float(cell) > 0 for row in rows for cell in row[3:5])
     assert float(rows[1][7]) < 1e-5
+    assert all(0 < float(row[8]) < 1e-5 for row in rows)
 
 
 def test_arithmetic_compares_each_with_its_other(capsys):
