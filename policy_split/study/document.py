@@ -107,7 +107,7 @@ def _apart(plan: Plan, results: Results) -> list[str]:
     table = kl_table(plan, results, window)
     if not table:
         return []
-    said = f"Running means over {window} steps of KL(high-entropy || normal) on training questions, nats per token."
+    said = f"Running means and medians over {window} steps of KL(high-entropy || normal) on training questions, nats."
     return ["## How far the modes went apart", said, table]
 
 

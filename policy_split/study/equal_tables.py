@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from statistics import fmean, median
 
 from policy_split.evaluation.tables import markdown
 from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, NORMAL
@@ -57,18 +58,22 @@ def _measure(name: str, mode: str) -> Callable[[Milestone], float]:
 def kl_table(plan: Plan, results: Results, window: int) -> str:
     """How far the modes went apart on the way: of each seed the largest and the last running mean of the KL, and eta.
 
-    "" where no variant has two modes.
+    Its estimate has a heavy tail, where a token that is drawn is all but impossible in the other mode: beside the
+    largest mean stands the largest median, which no single step moves. "" where no variant has two modes.
     """
-    rows = [["algorithm", "largest KL of a seed", "last KL", "its range over seeds", "last eta", "its range"]]
+    head = ["algorithm", "largest KL of a seed", "largest median of a seed", "last KL", "its range over seeds"]
+    rows = [[*head, "last eta", "its range"]]
     for variant in plan.variants:
         if not variant.dual_mode:
             continue
         runs = [results.runs[variant.name][seed] for seed in results.seeds]
-        means = [running_means(run.curves["policy_split/kl_high_normal"], window) for run in runs]
+        curves = [run.curves["policy_split/kl_high_normal"] for run in runs]
+        means, medians = ([_running(of, each, window) for each in curves] for of in (fmean, median))
         last = [each[-1] for each in means]
         etas = [run.curves["policy_split/eta"][-1] for run in runs]
         fixed = [float(variant.settings.get("eta", math.nan)) if math.isnan(eta) else eta for eta in etas]
-        cells = [f"{max(map(max, means)):.3f}", f"{sum(last) / len(last):.3f}", f"{min(last):.3f} to {max(last):.3f}"]
+        cells = [f"{max(map(max, each)):.3f}" for each in (means, medians)]
+        cells += [f"{sum(last) / len(last):.3f}", f"{min(last):.3f} to {max(last):.3f}"]
         cells += [f"{sum(fixed) / len(fixed):.3f}", f"{min(fixed):.3f} to {max(fixed):.3f}"]
         rows.append([variant.title, *cells])
     return markdown(rows) if len(rows) > 1 else ""
@@ -76,5 +81,9 @@ def kl_table(plan: Plan, results: Results, window: int) -> str:
 
 def running_means(values: list[float], window: int) -> list[float]:
     """Over the `window` values up to each; of fewer values over all of them."""
+    return _running(fmean, values, window)
+
+
+def _running(of: Callable[[list[float]], float], values: list[float], window: int) -> list[float]:
     window = min(window, len(values))
-    return [math.fsum(values[end - window : end]) / window for end in range(window, len(values) + 1)]
+    return [of(values[end - window : end]) for end in range(window, len(values) + 1)]

@@ -152,8 +152,13 @@ def test_claims_are_corrected_together_and_made_at_every_cost():
 
 def test_how_far_the_modes_went_apart():
     text = kl_table(plan_of_two(), results(), window=2)
-    assert cells(text, "Policy Split")[1:] == ["0.400", "0.250", "0.250 to 0.250", "0.400", "0.400 to 0.400"]
+    assert cells(text, "Policy Split")[1:] == ["0.400", "0.400", "0.250", "0.250 to 0.250", "0.400", "0.400 to 0.400"]
     assert "GRPO" not in text
+    with_a_peak = results()
+    for run in with_a_peak.runs["policy_split"].values():
+        run.curves["policy_split/kl_high_normal"][:] = [0.1, 0.1, 62.0, 0.2]
+    peak = kl_table(plan_of_two(), with_a_peak, window=3)
+    assert cells(peak, "Policy Split")[1:4] == ["20.767", "0.200", "20.767"]  # one step moves the mean alone
     assert running_means([1.0, 2.0, 3.0], 2) == [1.5, 2.5]
     assert running_means([1.0, 2.0], 20) == [1.5]
 
