@@ -63,6 +63,8 @@ def parse(arguments: list[str]) -> Asked:
     if size is not None:
         defaults = {**size.settings, "output_dir": free_folder(COUNTDOWN), **defaults}
     parser.set_defaults(**defaults)
+    if chosen.preset and parser.parse_known_args(rest)[0].algorithm != "policy_split":
+        parser.set_defaults(target_kl=given.get("target_kl"))  # of two modes, as a preset is
     config, *_ = parser.parse_args_into_dataclasses([*rest, *(["--help"] if "--help" in arguments else [])])
     sources = {name: getattr(chosen, name) for name in SOURCES}
     beside = size is not None and config.algorithm == "policy_split" and not chosen.alone
@@ -77,7 +79,7 @@ def _own_arguments() -> argparse.ArgumentParser:
     own.add_argument("--reward", action="append", help=REWARD_HELP)
     own.add_argument("--size", choices=SIZES, help="Of the built-in task, from a minute to an hour on a GPU (first).")
     presets = own.add_mutually_exclusive_group()
-    for name, said in (("recommended", "found better by a study; so far those of the paper"), ("paper", "the paper's")):
+    for name, said in (("recommended", "found better by a study, docs/forms.md"), ("paper", "the paper's")):
         presets.add_argument(
             f"--{name}", action="store_const", const=name, dest="preset", help=f"The method's settings: {said}."
         )

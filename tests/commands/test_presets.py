@@ -16,6 +16,19 @@ def test_the_paper_s_are_the_defaults_of_the_method():
     assert (defaults.alpha, defaults.eta, defaults.kappa, defaults.clamp) == (0.5, 0.03, 2.0, "paper")
 
 
+def test_what_is_recommended_differs_from_the_paper_in_four_settings():
+    differs = {name: value for name, value in PRESETS["recommended"].items() if PRESETS["paper"][name] != value}
+    assert differs == {"eta": 0.6, "clamp": "code", "share_correction": "truncated", "target_kl": 0.2}
+
+
+def test_a_baseline_has_no_target_of_a_preset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ["--size", "minute", "--recommended", "--algorithm", "grpo"]
+    assert parse(common).config.target_kl is None
+    with pytest.raises(ValueError, match=r"target_kl=.* is of two modes"):
+        parse([*common, "--target_kl", "0.1"])
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_goes_over_a_size_and_under_flags_and_files(preset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
