@@ -82,7 +82,7 @@ def test_its_start(tmp_path, vllm):
         "dtype": "bfloat16", "load_format": "dummy", "max_model_len": 40, "max_num_seqs": 5, "model_impl": "auto",
         "gpu_memory_utilization": 0.3, "enable_sleep_mode": False, "seed": 0, "distributed_executor_backend": "uni",
         "enforce_eager": True, "skip_tokenizer_init": True, "generation_config": "vllm",
-        "logprobs_mode": "processed_logprobs",
+        "logprobs_mode": "processed_logprobs", "block_size": 32,
     }  # fmt: skip
     assert "policy-split-vllm-" in folder
     assert states[0] == random.getstate()
