@@ -64,6 +64,7 @@ def test_python(page, somewhere):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_understood(page, somewhere):
+    Path("docs").symlink_to(Path(__file__).parents[2] / "docs")  # as from the repository
     for command in [*block_commands(page), *inline_commands(page)]:
         page_commands.check(command)
 
