@@ -68,7 +68,7 @@ def kl_table(plan: Plan, results: Results, window: int) -> str:
             continue
         runs = [results.runs[variant.name][seed] for seed in results.seeds]
         curves = [run.curves["policy_split/kl_high_normal"] for run in runs]
-        means, medians = ([_running(of, each, window) for each in curves] for of in (fmean, median))
+        means, medians = ([running(of, each, window) for each in curves] for of in (fmean, median))
         last = [each[-1] for each in means]
         etas = [run.curves["policy_split/eta"][-1] for run in runs]
         fixed = [float(variant.settings.get("eta", math.nan)) if math.isnan(eta) else eta for eta in etas]
@@ -79,11 +79,7 @@ def kl_table(plan: Plan, results: Results, window: int) -> str:
     return markdown(rows) if len(rows) > 1 else ""
 
 
-def running_means(values: list[float], window: int) -> list[float]:
-    """Over the `window` values up to each; of fewer values over all of them."""
-    return _running(fmean, values, window)
-
-
-def _running(of: Callable[[list[float]], float], values: list[float], window: int) -> list[float]:
+def running(of: Callable[[list[float]], float], values: list[float], window: int) -> list[float]:
+    """That function of the `window` values up to each; of fewer values of all of them."""
     window = min(window, len(values))
     return [of(values[end - window : end]) for end in range(window, len(values) + 1)]

@@ -1,6 +1,7 @@
 """Runs at equal cost: literal interpolations, the common budget, Holm's correction, what claims make of them."""
 
 import math
+from statistics import fmean
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from policy_split.study.budgets import common_budget, value_at, values_at
 from policy_split.study.claims import claims, verdict
 from policy_split.study.curves import study_curves
-from policy_split.study.equal_tables import equal_tables, kl_table, running_means
+from policy_split.study.equal_tables import equal_tables, kl_table, running
 from policy_split.study.milestones import Milestone
 from policy_split.study.plan import PLANS
 from policy_split.study.results import CURVES, Result, Results
@@ -159,8 +160,8 @@ def test_how_far_the_modes_went_apart():
         run.curves["policy_split/kl_high_normal"][:] = [0.1, 0.1, 62.0, 0.2]
     peak = kl_table(plan_of_two(), with_a_peak, window=3)
     assert cells(peak, "Policy Split")[1:4] == ["20.767", "0.200", "20.767"]  # one step moves the mean alone
-    assert running_means([1.0, 2.0, 3.0], 2) == [1.5, 2.5]
-    assert running_means([1.0, 2.0], 20) == [1.5]
+    assert running(fmean, [1.0, 2.0, 3.0], 2) == [1.5, 2.5]
+    assert running(fmean, [1.0, 2.0], 20) == [1.5]
 
 
 def test_curves_have_the_evaluations_on_the_way():
