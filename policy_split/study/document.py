@@ -50,7 +50,7 @@ def _setting(plan: Plan, results: Results, command: str, seconds: float | None) 
     at_once = f"{plan.jobs} runs at a time, each on" if plan.jobs > 1 else "one run at a time, on"
     threads = f"{plan.threads} CPU threads" if plan.threads > 1 else "one CPU thread"
     device = ", ".join(machine["devices"]) or f"{at_once} {threads}"
-    took = f" The whole took {seconds / 60:.0f} minutes." if round(seconds / 60) else ""
+    took = f" The whole took {seconds / 60:.0f} minutes." if seconds and round(seconds / 60) else ""
     questions = results.before["num_questions"]
     finished = sum(map(len, results.runs.values()))
     so_far = "" if finished == len(plan.runs) else f" {finished} of {len(plan.runs)} runs are finished."

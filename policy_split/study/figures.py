@@ -54,7 +54,8 @@ def write_svg(figure: Any, target: Path) -> None:
 
 def _draw(axes: Any, curve: Curve, color: str) -> Any:
     style = "--" if curve.mode == MODE_NAMES[HIGH_ENTROPY] else "-"
-    axes.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
+    if curve.low != curve.high:  # one seed has no band
+        axes.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
     (line,) = axes.plot(curve.steps, curve.mean, style, color=color, linewidth=1.4)
     return line
 
