@@ -38,7 +38,8 @@ def empty_dense(shape: Sequence[int], dtype: torch.dtype, device: torch.device, 
     view = memoryview(block)
     # The storage holds the view, and nobody else does: when it goes, the last tensor on this memory has gone.
     weakref.finalize(view, _keep, block).atexit = False
-    return torch.frombuffer(view, dtype=dtype, count=shape.numel()).view(shape)
+    # No view, which would share the storage with its base: autograd adds in place only to whom nobody else holds.
+    return torch.frombuffer(view, dtype=dtype, count=shape.numel()).resize_(shape)
 
 
 def free_memory() -> None:

@@ -107,4 +107,6 @@ def make_optimizer(model: nn.Module, config: PolicySplitConfig) -> torch.optim.A
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},  # norms and biases
     ]
     betas = (config.adam_beta1, config.adam_beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon)
+    # without temporaries; not under a loss scale, whose skipped steps accelerate cannot see then
+    fused = not config.fp16
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, fused=fused)

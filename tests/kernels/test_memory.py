@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from policy_split_kernels import memory
+from policy_split_kernels.linear import linear_token_loss
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +55,17 @@ def test_a_temporary_takes_any_block_that_is_large_enough(large):
     assert memory.kept_bytes() == 0
     del temporary
     assert memory.kept_bytes() == 4 * memory.SMALLEST
+
+
+def test_autograd_adds_another_gradient_of_a_tied_weight_in_place(large):
+    weight = torch.zeros(len(large) // 256, 256, requires_grad=True)
+    block = memory.empty_like_dense(weight)
+    slot = block.data_ptr()
+    del block
+    hidden = torch.nn.functional.embedding(torch.arange(3), weight)
+    linear_token_loss(hidden, weight, torch.arange(3), lambda logprobs, entropy, index: -logprobs).loss.backward()
+    assert weight.grad.data_ptr() == slot
+    assert torch.isfinite(weight.grad).all()
 
 
 def test_two_blocks_are_kept_and_the_nearest_is_taken(large):
