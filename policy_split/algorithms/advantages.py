@@ -5,34 +5,20 @@ The same response under the other prompt is the flip of the first two axes (bloc
 (question, mode), 2n rows, is a reduction over the axes 0 and 3. The helpers take and return this view.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Mapping
 from math import inf
-from numbers import Integral, Real
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .share_correction import FORMS, share_weights
+from .advantage_input import TokenValues, as_blocks, check_options, own_blocks
+from .share_correction import share_weights
 
 EPSILON = 1e-6
 ROWS, TOKENS = (0, 3), (0, 3, 4)  # the axes of a group
-OPTIONS: dict[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]] = {
-    "num_prompts": (Integral, lambda x: x >= 1, "an integer of at least 1"),
-    "num_generations": (Integral, lambda x: x >= 1, "an integer of at least 1"),
-    "alpha": (Real, lambda x: 0 <= x <= 1, "a number in [0, 1]"),
-    "eta": (Real, lambda x: 0 <= x < inf, "a finite number of at least 0"),
-    "eta_normal": (Real, lambda x: -inf < x < inf, "a finite number"),
-    "kappa": ((Real, type(None)), lambda x: x is None or 0 < x < inf, "a finite number above 0, or None for no clamp"),
-    "clamp": (str, ("paper", "code").__contains__, "'paper' or 'code'"),
-    "clamp_floor": (Real, lambda x: 0 <= x < inf, "a finite number of at least 0"),
-    "share_correction": (str, FORMS.__contains__, f"one of {', '.join(map(repr, FORMS))}"),
-    "share_gamma": (Real, lambda x: 0 < x < inf, "a finite number above 0"),
-    "normalize": (str, ("zscore", "mean", "none").__contains__, "'zscore', 'mean' or 'none'"),
-    "lowest_entropy_mask_ratio": (Real, lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    "correctness_mask": (str, ("none", "all_same").__contains__, "'none' or 'all_same'"),
-    "rollout_sharing": (bool, lambda x: True, "True or False"),
-}
 
 
 class BonusStatistics(NamedTuple):
@@ -42,12 +28,12 @@ class BonusStatistics(NamedTuple):
     dead_fraction: Tensor  # () of the 2P (question, mode) groups: their rewards are all equal
 
 
-class TokenValues(NamedTuple):
-    """What the bonus is made of, in nats."""
+class TokenAdvantages(NamedTuple):
+    """Of each token `(4*P*n, T)`, 0 where mask is 0."""
 
-    logprobs: Tensor
-    surprise: Tensor | None
-    divergence: Tensor | None
+    advantages: Tensor
+    bonus: Tensor
+    free: Tensor  # the bonus without its clamp
 
 
 @torch.no_grad()
@@ -83,24 +69,41 @@ def dual_mode_advantages(
     TypeError, ValueError: a bad argument; on a CPU also unequal masks of one response and a reward, or what a valid
     token has, that is not finite (a GPU would have to synchronise: there they make their group NaN).
     """
-    _check_options(locals())
-    given = TokenValues(logprobs, surprise, divergence)
-    rewards, valid, tokens = _blocks(rewards, mask, given, num_prompts, num_generations, graded)
-    rated = None if graded is None else graded.to(rewards.device).reshape(rewards.shape)
-    b = raw_preference(*tokens, alpha=alpha)
-    if not rollout_sharing:
+    advantages, bonus, _ = _token_advantages(locals())
+    return advantages, bonus
+
+
+@torch.no_grad()
+def advantages_and_bonuses(rewards: Tensor, logprobs: Tensor, mask: Tensor, **options: Any) -> TokenAdvantages:
+    """`dual_mode_advantages`, with its arguments and errors, and the bonus that kappa=None would give as well."""
+    bound = inspect.signature(dual_mode_advantages).bind(rewards, logprobs, mask, **options)
+    bound.apply_defaults()
+    return _token_advantages(bound.arguments)
+
+
+def _token_advantages(arguments: Mapping[str, Any]) -> TokenAdvantages:
+    """Of what `dual_mode_advantages` is given."""
+    check_options(arguments)
+    a = SimpleNamespace(**arguments)
+    given = TokenValues(a.logprobs, a.surprise, a.divergence)
+    rewards, valid, tokens = as_blocks(a.rewards, a.mask, given, a.num_prompts, a.num_generations, a.graded)
+    rated = None if a.graded is None else a.graded.to(rewards.device).reshape(rewards.shape)
+    b = raw_preference(*tokens, alpha=a.alpha)
+    if not a.rollout_sharing:
         rewards, valid, b, rated = rewards[:1], valid[:1], b[:1], None if rated is None else rated[:1]
     correctness = group_advantages(rewards, rated)[..., None]
-    b = preference(b, valid, filled_rewards(rewards, rated), normalize, lowest_entropy_mask_ratio, correctness_mask)
-    bonus = entropy_bonus(b, correctness, eta, eta_normal, kappa, clamp, clamp_floor)
-    form = share_correction if rollout_sharing else "none"
-    own_rows = None if own is None else _own_rows(own, tokens.logprobs, rollout_sharing)
-    weights = share_weights(form, tokens.logprobs, correctness, share_gamma, own_rows)
-    results = (torch.where(valid, x, 0.0) for x in ((correctness + bonus) * weights, bonus))
-    if not rollout_sharing:
+    filled = filled_rewards(rewards, rated)
+    b = preference(b, valid, filled, a.normalize, a.lowest_entropy_mask_ratio, a.correctness_mask)
+    bonus, free = (
+        entropy_bonus(b, correctness, a.eta, a.eta_normal, kappa, a.clamp, a.clamp_floor) for kappa in (a.kappa, None)
+    )
+    form = a.share_correction if a.rollout_sharing else "none"
+    own_rows = None if a.own is None else own_blocks(a.own, tokens.logprobs, a.rollout_sharing)
+    weights = share_weights(form, tokens.logprobs, correctness, a.share_gamma, own_rows)
+    results = (torch.where(valid, x, 0.0) for x in ((correctness + bonus) * weights, bonus, free))
+    if not a.rollout_sharing:
         results = (torch.cat((x, torch.zeros_like(x))) for x in results)
-    advantages, bonus = (x.flatten(0, 3) for x in results)
-    return advantages, bonus
+    return TokenAdvantages(*(x.flatten(0, 3) for x in results))
 
 
 def bonus_statistics(rewards: Tensor, logprobs: Tensor, mask: Tensor, **options: Any) -> BonusStatistics:
@@ -108,8 +111,7 @@ def bonus_statistics(rewards: Tensor, logprobs: Tensor, mask: Tensor, **options:
 
     A token is clamped if kappa=None would change its bonus: in a dead group all are, unless there is a clamp_floor.
     """
-    bonus = dual_mode_advantages(rewards, logprobs, mask, **options)[1]
-    free = dual_mode_advantages(rewards, logprobs, mask, **(options | {"kappa": None}))[1]
+    _, bonus, free = advantages_and_bonuses(rewards, logprobs, mask, **options)
     clamped = (bonus != free).sum() / (free != 0).sum().clamp(min=1)
     rewards = rewards.to(bonus.device, bonus.dtype, non_blocking=True)
     rewards = rewards.reshape(2, 2, options["num_prompts"], options["num_generations"])
@@ -223,69 +225,3 @@ def entropy_bonus(
 def mode_scales(eta: float, eta_normal: float) -> tuple[float, float]:
     """What each mode's bonus is multiplied by, in the modes' order: the normal mode's is subtracted."""
     return 0.0 - eta_normal, eta
-
-
-def _blocks(
-    rewards: Tensor, mask: Tensor, tokens: TokenValues, p: int, n: int, graded: Tensor | None
-) -> tuple[Tensor, Tensor, TokenValues]:
-    """(rewards, valid, tokens): checked, as blocks, of the working dtype; tokens are NaN where mask is 0.
-
-    Responses that are not graded have no valid tokens and the reward 0.
-    """
-    if graded is not None:
-        _check_flags("graded", graded, rewards.shape, "that of rewards, ")
-        rewards = torch.where(graded.to(rewards.device), rewards, 0.0)
-        mask = (mask != 0) & graded.to(mask.device)[:, None]
-    if tokens.divergence is not None and tokens.surprise is None:
-        raise ValueError("divergence needs surprise, the entropy of each row's own distribution, got surprise=None")
-    logprobs, optional = tokens.logprobs, {"surprise": tokens.surprise, "divergence": tokens.divergence}
-    given = {"logprobs": logprobs} | {name: x for name, x in optional.items() if x is not None}
-    _check_tensors(given | {"rewards": rewards, "mask": mask}, p, n)
-    valid, dtype = mask != 0, torch.float64 if logprobs.dtype == torch.float64 else torch.float32
-    for name, x in ({"rewards": rewards} | given).items():
-        bad = ~x.isfinite() if name == "rewards" else ~x.isfinite() & valid
-        if bad.device.type == "cpu" and bad.any():
-            index = bad.nonzero()[0].tolist()
-            raise ValueError(f"{name}{index} is {float(x[tuple(index)])}, expected a finite number")
-    valid = valid.reshape(2, 2, p, n, logprobs.shape[1])
-    if valid.device.type == "cpu" and not valid.equal(valid.flip(0, 1)):
-        row = int((valid != valid.flip(0, 1)).flatten(0, 3).any(-1).nonzero()[0])
-        raise ValueError(f"mask[{row}] differs from that of the same response under the other prompt, expected equal")
-    given = {name: torch.where(valid, x.to(dtype).reshape(valid.shape), torch.nan) for name, x in given.items()}
-    return rewards.to(logprobs.device, dtype, non_blocking=True).reshape(2, 2, p, n), valid, tokens._replace(**given)
-
-
-def _check_flags(name: str, flags: Tensor, shape: torch.Size, whose: str = "") -> None:
-    if not isinstance(flags, Tensor) or flags.dtype != torch.bool:
-        raise TypeError(f"{name} must be a bool tensor, got {getattr(flags, 'dtype', type(flags).__name__)}")
-    if flags.shape != shape:
-        raise ValueError(f"{name} has shape {tuple(flags.shape)}, expected {whose}{tuple(shape)}")
-
-
-def _own_rows(own: Tensor, logprobs: Tensor, rollout_sharing: bool) -> Tensor:
-    """(2, 2, P, n) bool: of a response's two rows exactly one is own."""
-    if not rollout_sharing:
-        raise ValueError("own needs rollout_sharing=True: without it the own rows are the first 2*P*n")
-    _check_flags("own", own, torch.Size([logprobs.shape[:4].numel()]))
-    own = own.to(logprobs.device).reshape(logprobs.shape[:4])
-    if own.device.type == "cpu" and not own.equal(~own.flip(0, 1)):
-        raise ValueError("own must be True at one of the two rows of each response, under the prompt that wrote it")
-    return own
-
-
-def _check_options(arguments: dict[str, Any]) -> None:
-    for name, (kind, allowed, expected) in OPTIONS.items():
-        value = arguments[name]
-        typed = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if not (typed and allowed(value)):
-            raise (ValueError if typed else TypeError)(f"{name} must be {expected}, got {value!r}")
-
-
-def _check_tensors(tensors: dict[str, Tensor], p: int, n: int) -> None:
-    for name, x in tensors.items():
-        if not isinstance(x, Tensor) or (name not in ("rewards", "mask") and not x.is_floating_point()):
-            raise TypeError(f"{name} must be a (floating) tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-        length = tensors["logprobs"].shape[1] if tensors["logprobs"].dim() == 2 else "T"
-        expected = (4 * p * n,) if name == "rewards" else (4 * p * n, length)
-        if tuple(x.shape) != expected:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {expected} for {p} prompts, {n} generations")

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from policy_split.algorithms.advantages import OPTIONS
+from policy_split.algorithms.advantage_input import OPTIONS
 from policy_split.algorithms.table import Algorithm, find_algorithm
 from policy_split.modes import HIGH_ENTROPY_PROMPT
 

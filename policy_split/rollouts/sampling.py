@@ -45,10 +45,11 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplit
     ):
         counter = None if bar.disable else StoppingCriteriaList([_TokenCounter(bar)])
         for number, start in enumerate(starts, 1):
-            ids, mask = left_padded(prompts[start : start + size], policy)
+            asked = prompts[start : start + size]
+            repeats = repeats_of(asked) if policy.share else 1
+            ids, mask = (x.repeat_interleave(repeats, 0) for x in left_padded(asked[::repeats], policy))
             options: dict[str, Any] = {"generation_config": generation, "stopping_criteria": counter}
             options["logits_processor"] = LogitsProcessorList([_Silence(policy.vocabulary), draw])
-            repeats = repeats_of(prompts[start : start + size]) if policy.share else 1
             out = generate(input_ids=ids, attention_mask=mask, **options, **prefilled(policy, ids, mask, repeats))
             parts.append(out[:, ids.shape[1] :])
             bar.update(number * longest - bar.n)  # all may have ended before

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from policy_split.algorithms.advantages import dual_mode_advantages, equal_rewards
+from policy_split.algorithms.advantages import advantages_and_bonuses, equal_rewards
 from policy_split.config import PolicySplitConfig
 from policy_split.rollouts.metrics import Sums, bonus_sums, grouped_rewards
 from policy_split.rollouts.questions import rows_of_questions
@@ -50,8 +50,7 @@ class DualTokens:
         for name, of_rows in (("graded", rollout.graded), ("own", rollout.own)):
             options[name] = None if of_rows is None else of_rows[rows]
         arguments = (rollout.rewards[rows], logprobs[rows], rollout.train_mask[rows])
-        advantages, bonus = dual_mode_advantages(*arguments, **options)
-        _, free = dual_mode_advantages(*arguments, **options | {"kappa": None})
+        advantages, bonus, free = advantages_and_bonuses(*arguments, **options)
         advantages = advantages * sampler_weights(rollout, config)[rows]
         for name, values in (("advantages", advantages), ("bonus", bonus), ("free", free)):
             table = getattr(self, name).to(values.dtype)  # float64 models keep their precision

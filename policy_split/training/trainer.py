@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, TrainerState, get_scheduler
 from policy_split.config import PolicySplitConfig
 from policy_split.data.datasets import Data, as_prompts, check_apart, longest_prompt
 from policy_split.data.order import QuestionOrder
+from policy_split.data.rows import rows_at
 from policy_split.evaluation.evaluate import evaluate_policy, plain_text
 from policy_split.evaluation.question_scores import Key
 from policy_split.models.adapters import add_adapter, check_adapter, is_adapted, merged
@@ -241,7 +242,7 @@ class PolicySplitTrainer:
         config, rank, world = self.config, self.accelerator.process_index, self.accelerator.num_processes
         step = self.progress.step
         indices = self.order.rows(config.seed, step, config.prompts_per_step)
-        questions = [self.train_dataset[index] for index in indices[rank::world]]
+        questions = rows_at(self.train_dataset, indices[rank::world])
         seed = seed_of(config.seed, "rollout", step, rank)
         more: dict[str, Any] = {"num_generations": config.num_generations, "seed": seed}
         more["blocks"] = BLOCKS if config.chosen_algorithm.dual_mode else SINGLE_BLOCKS

@@ -10,7 +10,7 @@ from torch import Tensor
 from worked_example import EXAMPLE, LOGPROBS, MASK, REWARDS, ZERO, close, rows
 
 from policy_split.algorithms import advantages as module
-from policy_split.algorithms.advantages import bonus_statistics, dual_mode_advantages
+from policy_split.algorithms.advantages import advantages_and_bonuses, bonus_statistics, dual_mode_advantages
 
 CORRECTNESS = [-0.5, -0.5, 1.5, -0.5, -0.5]
 E2, E4 = 0.1353352832366127, 0.01831563888873418  # exp(-2), exp(-4)
@@ -135,6 +135,14 @@ def test_literal_statistics(options: dict, one: float, two: float) -> None:
     rewards, mask = two_questions(REWARDS, torch.full((8,), 0.1)), two_questions(MASK, MASK)
     clamped, dead = bonus_statistics(rewards, two_questions(LOGPROBS, LOGPROBS), mask, **options)
     assert (clamped.item(), dead.item()) == (pytest.approx(two), 0.5)
+
+
+@pytest.mark.parametrize("options", [options for options, _, _ in STATISTICS] + [{"rollout_sharing": False}])
+def test_the_bonus_without_its_clamp_comes_with_the_others(options: dict) -> None:
+    found = advantages_and_bonuses(REWARDS, LOGPROBS, MASK, **EXAMPLE, **options)
+    clamped = dual_mode_advantages(REWARDS, LOGPROBS, MASK, **EXAMPLE, **options)
+    free = dual_mode_advantages(REWARDS, LOGPROBS, MASK, **EXAMPLE, **options | {"kappa": None})[1]
+    assert all(map(torch.equal, found, (*clamped, free)))
 
 
 @pytest.mark.parametrize("normalize", ["zscore", "mean"])

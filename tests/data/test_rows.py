@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from policy_split import PolicySplitTrainer
 from policy_split.data.datasets import as_prompts, load_prompts
-from policy_split.data.rows import Rows, same
+from policy_split.data.rows import Rows, rows_at, same
 from policy_split.evaluation.evaluate import evaluate_modes
 
 ROWS = [
@@ -60,6 +60,19 @@ def test_storage_of_arrow_gives_what_it_holds(tmp_path):
     for data in (dataset, tmp_path / "q.parquet", tmp_path / "saved"):
         questions = as_prompts(data)
         assert all(map(same, [questions[number] for number in range(2)], rows))
+
+
+def test_rows_of_a_step_are_those_that_single_reads_give():
+    rows = [{"prompt": str(n), "n": n, "of": [{"a": n}], "late": None if n else {"b": [1.5]}} for n in range(5)]
+    plain = datasets.Dataset.from_list(rows)
+    plain.set_format(columns=["n", "prompt"])
+    for data in (Rows(rows), datasets.Dataset.from_list(rows), plain, plain.with_format("numpy")):
+        for numbers in ([3, 1, 3], [4], []):
+            expected = [data[number] for number in numbers]
+            found = rows_at(data, numbers)
+            assert found == expected
+            kinds = [[(name, type(value)) for name, value in row.items()] for row in (*found, *expected)]
+            assert kinds[: len(found)] == kinds[len(found) :]
 
 
 def test_rows_behave_as_a_set_of_questions():

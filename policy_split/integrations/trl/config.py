@@ -6,7 +6,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from policy_split.algorithms.advantages import OPTIONS
+from policy_split.algorithms.advantage_input import OPTIONS
 from policy_split.messages import PLACES
 from policy_split.modes import HIGH_ENTROPY_PROMPT
 
