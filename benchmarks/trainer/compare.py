@@ -19,7 +19,8 @@ from typing import Any
 from ..interleave import machine
 from ..markdown import table
 
-TRAINERS = ("TRL GRPOTrainer", "ours, grpo", "ours, policy_split", "PolicySplitGRPOTrainer")
+OURS = ("ours, grpo", "ours, policy_split", "ours, policy_split, logits twice")
+TRAINERS = ("TRL GRPOTrainer", *OURS, "PolicySplitGRPOTrainer")
 PHASES = ("generation", "scoring", "update", "rest")
 RESULTS = Path(__file__).parents[1] / "results"
 

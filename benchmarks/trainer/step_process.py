@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from policy_split.config import PolicySplitConfig
 
 from ..logits.memory import status
-from .compare import SIZES, TRAINERS, Size
+from .compare import OURS, SIZES, TRAINERS, Size
 
 SYSTEM = "explore"
 
@@ -80,13 +80,14 @@ class Phases:
         return taken
 
 
-def ours(size: Size, algorithm: str, folder: str, phases: Phases) -> tuple[Callable[[], Any], int]:
+def ours(size: Size, kind: str, folder: str, phases: Phases) -> tuple[Callable[[], Any], int]:
     from policy_split.rollouts import engine
     from policy_split.training import trainer as trainers
 
+    algorithm, _, twice = kind.partition(", ")
     dual = algorithm == "policy_split"
     # Policy Split's advantages follow from a question's logits: held at once, they need not be made twice
-    logits = 4 * 2 * size.responses * size.response * size.vocabulary if dual else 0
+    logits = 4 * 2 * size.responses * size.response * size.vocabulary if dual and not twice else 0
     config = PolicySplitConfig(
         folder, algorithm=algorithm, prompts_per_step=size.questions, num_generations=size.responses // 2,
         per_device_train_batch_size=size.our_rows, max_completion_length=size.response,
@@ -157,8 +158,8 @@ def main(trainer: str, name: str) -> None:
     size, phases, steps = SIZES[name], Phases(), []
     with tempfile.TemporaryDirectory() as folder:
         before = status("VmRSS")
-        if trainer in TRAINERS[1:3]:
-            step, tokens = ours(size, trainer.split(", ")[1], folder, phases)
+        if trainer in OURS:
+            step, tokens = ours(size, trainer.partition(", ")[2], folder, phases)
             before = status("VmRSS")
             for number in range(1 + size.steps):
                 phases.taken()
@@ -170,7 +171,7 @@ def main(trainer: str, name: str) -> None:
                 if number == 0:
                     reset_peak()
         else:
-            run, tokens = trls(size, trainer == TRAINERS[3], folder, phases)
+            run, tokens = trls(size, trainer == TRAINERS[-1], folder, phases)
             before, clock = status("VmRSS"), Clock(phases)
             run.add_callback(clock)
             run.train()

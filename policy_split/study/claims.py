@@ -29,23 +29,42 @@ class Comparison(NamedTuple):
 
 
 def claims(plan: Plan, results: Results) -> str:
-    """A table, or why there is none: it takes GRPO and Policy Split."""
+    """A table of each form of Policy Split, or why there is none: it takes GRPO and Policy Split."""
     names = [variant.name for variant in plan.variants]
     if GRPO.name not in names or POLICY_SPLIT.name not in names:
         return "GRPO and Policy Split are not both among the runs."
-    found = list(_comparisons(plan, results))
-    rows = [["claim", "Policy Split", "against", "difference [95 % interval]", "p", "p of all (Holm)", ""]]
-    for each, corrected in zip(found, holm([each.difference.p_value for each in found]), strict=True):
-        places = plan.task.STORY.measures[each.measure][1]
-        against = f"{each.against}: {statistics.fmean(each.theirs):.{places}f}"
-        cells = [f"{statistics.fmean(each.ours):.{places}f}", against, *difference_text(each.difference, places)]
-        rows.append([each.text, *cells, p_text(corrected), verdict(each.difference, corrected)])
-    kl, before = results.values(POLICY_SPLIT.name, "kl", H), results.before["kl_high_normal"]["mean"]
-    grew = (
-        f"KL(high-entropy || normal) grew from {before:.4f} to {statistics.fmean(kl):.3f} nats per token "
-        f"({statistics.fmean(kl) / before:.0f} times; the paper: from about 0.01 to over 0.2, in its own units)."
+    found = [(form, list(_comparisons(plan, results, form))) for form in _forms(plan)]
+    corrected = iter(holm([each.difference.p_value for _, of_form in found for each in of_form]))
+    parts = []
+    for form, of_form in found:
+        if form.name != POLICY_SPLIT.name:
+            parts.append(f"The same of another form, {form.title}:")
+        rows = [["claim", form.title, "against", "difference [95 % interval]", "p", "p of all (Holm)", ""]]
+        rows += [_row(plan, each, next(corrected)) for each in of_form]
+        parts += [markdown(rows), _kl_grew(results, form)]
+    return "\n\n".join(parts)
+
+
+def _forms(plan: Plan) -> list[Variant]:
+    """Policy Split, then its other forms where the plan measures on the way, as one that compares does."""
+    others = [variant for variant in plan.variants if variant.ablation and plan.every]
+    return [*(variant for variant in plan.variants if variant.name == POLICY_SPLIT.name), *others]
+
+
+def _row(plan: Plan, each: Comparison, corrected: float) -> list[str]:
+    places = plan.task.STORY.measures[each.measure][1]
+    against = f"{each.against}: {statistics.fmean(each.theirs):.{places}f}"
+    cells = [f"{statistics.fmean(each.ours):.{places}f}", against, *difference_text(each.difference, places)]
+    return [each.text, *cells, p_text(corrected), verdict(each.difference, corrected)]
+
+
+def _kl_grew(results: Results, form: Variant) -> str:
+    after = statistics.fmean(results.values(form.name, "kl", H))
+    before = results.before["kl_high_normal"]["mean"]
+    return (
+        f"KL(high-entropy || normal) grew from {before:.4f} to {after:.3f} nats per token ({after / before:.0f} times; "
+        f"the paper: from about 0.01 to over 0.2, in its own units)."
     )
-    return f"{markdown(rows)}\n\n{grew}"
 
 
 def verdict(delta: Difference, p_value: float) -> str:
@@ -61,18 +80,18 @@ def measures_of(plan: Plan) -> dict[str, tuple[str, int]]:
     return {name: value for name, value in plan.task.STORY.measures.items() if plan.samples >= drawn.get(name, 1)}
 
 
-def _comparisons(plan: Plan, results: Results) -> Iterator[Comparison]:
+def _comparisons(plan: Plan, results: Results, form: Variant) -> Iterator[Comparison]:
     baselines = [variant for variant in plan.variants if not variant.dual_mode]
-    split, measures = POLICY_SPLIT.name, measures_of(plan)
+    measures = measures_of(plan)
     for place, claim in enumerate(each for each in plan.task.STORY.claims if each.measure in measures):
-        rivals = {BEST: lambda measure: best(results, baselines, measure), OWN_NORMAL: lambda measure: POLICY_SPLIT}
+        rivals = {BEST: lambda measure: best(results, baselines, measure), OWN_NORMAL: lambda measure: form}
         other = rivals.get(claim.against, lambda measure: GRPO)(claim.measure)
-        ours = results.values(split, claim.measure, claim.mode)
+        ours = results.values(form.name, claim.measure, claim.mode)
         yield Comparison(claim.text, claim.measure, other.title, ours, results.values(other.name, claim.measure, N))
         if plan.every and place == 0:  # the first one, at other costs than equal steps
             for name, text in COSTS.items():
                 values = (
-                    _at(results, split, name, claim.measure, claim.mode),
+                    _at(results, form.name, name, claim.measure, claim.mode),
                     _at(results, other.name, name, claim.measure),
                 )
                 yield Comparison(text, claim.measure, other.title, *values)

@@ -67,7 +67,7 @@ def _setting(plan: Plan, results: Results, command: str, seconds: float | None) 
 def _judged(plan: Plan, results: Results) -> list[str]:
     if not {GRPO.name, POLICY_SPLIT.name} <= set(results.runs):
         return []
-    said = "p-values of the paired t-test, and corrected for the number of claims (Holm): a claim holds at 0.05."
+    said = "p-values of the paired t-test, and corrected for the number of all claims (Holm): a claim holds at 0.05."
     return ["## What the paper says, and what came out", claims(plan, results), said]
 
 

@@ -39,8 +39,10 @@ class DualTokens:
         """Those of some questions, whose rows have been scored: no question looks at another."""
         if not questions:
             return
-        rollout, config, rows = self.rollout, self.config, rows_of_questions(self.rollout, questions)
-
+        rollout, config = self.rollout, self.config
+        rows = torch.tensor(
+            rows_of_questions(rollout, questions), device=rollout.mask.device
+        )
         options = dict(config.bonus_options)
         options |= {"num_prompts": len(questions), "num_generations": rollout.num_generations}
         logprobs, entropy, divergence = rollout.scores

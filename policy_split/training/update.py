@@ -61,8 +61,8 @@ class PolicyUpdate:
         Returns sums of loss, grad_norm, skipped_steps, kl to the reference (nats) and each mode's clip_ratio.
         FloatingPointError: more than max_skipped_steps in a row had no finite gradient.
         """
-        mask, sums = rollout.train_mask, self._trained_tokens(rollout, rows)
-        weights = self._weights(mask, rows)
+        mask, index = rollout.train_mask, torch.tensor(rows, device=rollout.mask.device)
+        sums, weights = self._trained_tokens(rollout, index), self._weights(mask, index)
         loss, no_count = torch.zeros((), device=mask.device), torch.zeros((), dtype=torch.float64, device=mask.device)
         if first is None:
             batches = micro_batches(rollout, self.contributing(rows, advantages), self.config)
@@ -211,17 +211,18 @@ class PolicyUpdate:
             clipped = torch.zeros_like(clipped)
         return DualModeLossOutput(loss, logprobs, entropy, kl, clipped)
 
-    def _weights(self, mask: Tensor, rows: Sequence[int]) -> Tensor:
+    def _weights(self, mask: Tensor, rows: Tensor) -> Tensor:
         """(4*P*n, T): those of the loss type, 0 for rows that are not in this step."""
         config = self.config
-        tokens = self.accelerator.reduce(mask[rows].sum().float(), reduction="mean")
+        own = mask[rows]
+        tokens = self.accelerator.reduce(own.sum().float(), reduction="mean")
         weights = torch.zeros(mask.shape, device=mask.device)
         weights[rows] = token_weights(
-            mask[rows], config.loss_type, max_completion_length=config.max_completion_length, tokens=tokens
+            own, config.loss_type, max_completion_length=config.max_completion_length, tokens=tokens
         )
         return weights
 
-    def _trained_tokens(self, rollout: Rollout, rows: Sequence[int]) -> Sums:
+    def _trained_tokens(self, rollout: Rollout, rows: Tensor) -> Sums:
         mode, counts = rollout.mode[rows], rollout.train_mask[rows].sum(1).double()
         return {f"{MODE_NAMES[m]}/clip_ratio": (counts.new_zeros(()), counts[mode == m].sum()) for m in MODES}
 

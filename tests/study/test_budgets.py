@@ -151,6 +151,25 @@ def test_claims_are_corrected_together_and_made_at_every_cost():
     assert claims(PLANS["target"], results()).startswith("GRPO and Policy Split are not both")
 
 
+def test_every_form_is_judged_and_all_are_corrected_together():
+    plan = plan_of_two()
+    both = chosen_variants(["grpo", "policy_split", "positive_correction"], 0.3)
+    plan = PLANS["main"].__class__(plan.size, both, (1, 2), samples=8, every=2)
+    found = results()
+    seeds = ((1, 0.0), (2, 0.02))
+    other = {seed: run([0.2, 0.4, 0.7 + more], tokens=110, seconds=2.0, eta=0.4) for seed, more in seeds}
+    found.runs["positive_correction"] = other
+    first, said, second = claims(plan, found).partition("The same of another form, full weight for right responses:")
+    assert said
+    tables = [[line for line in part.splitlines() if line.startswith("| ")][2:] for part in (first, second)]
+    assert list(map(len, tables)) == [10, 10]
+    assert "KL(high-entropy || normal) grew from 0.0200 to 0.071" in second
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for rows in tables for row in rows]
+    assert [row[1] for row in cells if row[0].endswith("more accurate than GRPO")] == ["0.625", "0.710"]
+    alone = [cell.strip() for cell in claims(plan_of_two(), results()).splitlines()[2].strip("|").split("|")]
+    assert float(cells[0][5]) >= float(alone[5])  # corrected for twice as many
+
+
 def test_how_far_the_modes_went_apart():
     text = kl_table(plan_of_two(), results(), window=2)
     assert cells(text, "Policy Split")[1:] == ["0.400", "0.400", "0.250", "0.250 to 0.250", "0.400", "0.400 to 0.400"]
