@@ -115,7 +115,7 @@ def memory(m: Model, b: Batch, s: Setup) -> dict[str, float]:
     gathered = min(units, 2 * compute) if s.sharded else compute
     generation = compute + cache_bytes(m, b, s)
     update = gradients + gathered + activation_bytes(m, b, s) + head_bytes(m, b, s)
-    optimizer = gradients + 4 * p / share
+    optimizer = gradients  # AdamW, fused, makes nothing on its way
     peak = states + max(generation, update, optimizer)
     return {"states": states, "generation": generation, "update": update, "optimizer": optimizer, "peak": peak}
 
