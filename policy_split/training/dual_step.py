@@ -40,9 +40,7 @@ class DualTokens:
         if not questions:
             return
         rollout, config = self.rollout, self.config
-        rows = torch.tensor(
-            rows_of_questions(rollout, questions), device=rollout.mask.device
-        )
+        rows = torch.tensor(rows_of_questions(rollout, questions), device=rollout.mask.device)
         options = dict(config.bonus_options)
         options |= {"num_prompts": len(questions), "num_generations": rollout.num_generations}
         logprobs, entropy, divergence = rollout.scores
