@@ -1,5 +1,5 @@
 # make train   the main job, from a fresh clone to a trained model
-# make study   five algorithms, five seeds each, and docs/comparison.md: hours; it goes on where it was stopped
+# make study   four baselines, Policy Split in three forms, five seeds each: hours; it goes on where it was stopped
 # make study-quick                 two of them, two seeds, 300 steps: a look at it
 # make study-split, study-full     earlier studies, on a task that can be learnt by heart
 # make study-words                 four algorithms on sentences by SmolLM2-135M-Instruct, three seeds

@@ -79,7 +79,7 @@ def _own_arguments() -> argparse.ArgumentParser:
     own.add_argument("--reward", action="append", help=REWARD_HELP)
     own.add_argument("--size", choices=SIZES, help="Of the built-in task, from a minute to an hour on a GPU (first).")
     presets = own.add_mutually_exclusive_group()
-    for name, said in (("recommended", "found better by a study, docs/forms.md"), ("paper", "the paper's")):
+    for name, said in (("recommended", "found better by a study, docs/comparison.md"), ("paper", "the paper's")):
         presets.add_argument(
             f"--{name}", action="store_const", const=name, dest="preset", help=f"The method's settings: {said}."
         )

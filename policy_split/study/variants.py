@@ -59,7 +59,8 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 POLICY_SPLIT = Variant("policy_split", "Policy Split")
 MAIN = ("grpo", "entropy_bonus", "entropy_advantage", POLICY_SPLIT.name)
-COMPARED = ("grpo", "entropy_bonus", "entropy_advantage", "clip_higher", POLICY_SPLIT.name, "paper_settings")
+FORMS = (POLICY_SPLIT.name, "positive_correction", "paper_settings")  # the second is what --recommended sets
+COMPARED = ("grpo", "entropy_bonus", "entropy_advantage", "clip_higher", *FORMS)
 QUICK = ("grpo", POLICY_SPLIT.name)
 HELD = (POLICY_SPLIT.name, "larger_eta", "held_kl")  # two fixed etas and a controller
 TARGET = {"target_kl": 0.2}  # the paper's KL

@@ -7,6 +7,7 @@ import pytest
 
 from policy_split.commands import study as command
 from policy_split.commands.main import main
+from policy_split.config.presets import RECOMMENDED
 from policy_split.countdown.pool import pool_of
 from policy_split.countdown.sizes import CountdownSize
 from policy_split.study.plan import MAIN_SEEDS, PLANS, QUICK_SEEDS, SEEDS, SPLIT_SEEDS, TARGET_SEEDS, WORDS_SEEDS
@@ -30,10 +31,13 @@ def test_the_main_study_is_long_enough_and_of_new_problems():
     assert settings["fresh_questions"]
     assert plan.size.train_questions >= 50_000
     assert [v.name for v in plan.variants] == [
-        *("grpo", "entropy_bonus", "entropy_advantage", "clip_higher", "policy_split", "paper_settings"),
+        *("grpo", "entropy_bonus", "entropy_advantage", "clip_higher"),
+        *("policy_split", "positive_correction", "paper_settings"),
     ]
-    split, paper = plan.variants[-2:]
+    split, positive, paper = plan.variants[-3:]
     assert split.settings == {"eta": 0.6, "target_kl": 0.2}
+    trained = {**settings, **positive.settings}
+    assert {name: trained[name] for name in RECOMMENDED if name in trained}.items() <= RECOMMENDED.items()
     assert (paper.settings["eta"], paper.settings["target_kl"], paper.settings["clamp"]) == (0.03, None, "paper")
     assert "every" not in PLANS["cpu"].run_spec(plan.variants[0], 101)  # folders of earlier runs stay theirs
 
