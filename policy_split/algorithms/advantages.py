@@ -111,7 +111,12 @@ def bonus_statistics(rewards: Tensor, logprobs: Tensor, mask: Tensor, **options:
 
     A token is clamped if kappa=None would change its bonus: in a dead group all are, unless there is a clamp_floor.
     """
-    _, bonus, free = advantages_and_bonuses(rewards, logprobs, mask, **options)
+    return statistics_of(advantages_and_bonuses(rewards, logprobs, mask, **options), rewards, **options)
+
+
+def statistics_of(found: TokenAdvantages, rewards: Tensor, **options: Any) -> BonusStatistics:
+    """`bonus_statistics` where `advantages_and_bonuses` has been computed, of the same rewards and options."""
+    _, bonus, free = found
     clamped = (bonus != free).sum() / (free != 0).sum().clamp(min=1)
     rewards = rewards.to(bonus.device, bonus.dtype, non_blocking=True)
     rewards = rewards.reshape(2, 2, options["num_prompts"], options["num_generations"])

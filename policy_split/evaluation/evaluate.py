@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TrainerState
 
 from policy_split.config import PolicySplitConfig
 from policy_split.data.datasets import Data, as_prompts, longest_prompt
-from policy_split.data.rows import Questions
+from policy_split.data.rows import Questions, rows_at
 from policy_split.models.policy import Policy, check_fit
 from policy_split.modes import MODE_NAMES, MODES
 from policy_split.rewards.functions import as_reward_functions, check_columns
@@ -237,7 +237,7 @@ def _rollouts(
         rows = range(start, min(start + config.prompts_per_step, len(dataset)))
         # a process that has run out of questions still takes part in what others wait for, and counts nothing
         mine = rows[rank::world] or rows[:1]
-        questions = [dataset[row] for row in mine]
+        questions = rows_at(dataset, mine)
         draw = seed_of(config.seed, "evaluation", seed, mine[0])
         arguments = (policy, questions, functions, config)
         rollout = make_rollout(*arguments, num_generations=num_samples, seed=draw, state=state, engine=engine)

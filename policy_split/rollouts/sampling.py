@@ -47,10 +47,11 @@ def sample(policy: Policy, prompts: Sequence[Sequence[int]], config: PolicySplit
         for number, start in enumerate(starts, 1):
             asked = prompts[start : start + size]
             repeats = repeats_of(asked) if policy.share else 1
-            ids, mask = (x.repeat_interleave(repeats, 0) for x in left_padded(asked[::repeats], policy))
+            once = left_padded(asked[::repeats], policy)
+            ids, mask = (x.repeat_interleave(repeats, 0) for x in once)
             options: dict[str, Any] = {"generation_config": generation, "stopping_criteria": counter}
             options["logits_processor"] = LogitsProcessorList([_Silence(policy.vocabulary), draw])
-            out = generate(input_ids=ids, attention_mask=mask, **options, **prefilled(policy, ids, mask, repeats))
+            out = generate(input_ids=ids, attention_mask=mask, **options, **prefilled(policy, *once, repeats))
             parts.append(out[:, ids.shape[1] :])
             bar.update(number * longest - bar.n)  # all may have ended before
     policy.bare.train(training)

@@ -17,7 +17,7 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import pad, use_adapter
 
-from policy_split.algorithms.advantages import bonus_statistics, dual_mode_advantages
+from policy_split.algorithms.advantages import advantages_and_bonuses, statistics_of
 from policy_split.integrations.interleaved import blocks_of, modes_of_rows, rows_of
 from policy_split.modes import HIGH_ENTROPY, MODE_NAMES, MODES, NORMAL, encode_modes
 from policy_split.rollouts.metrics import Sums, add_sums, means, sum_and_count
@@ -262,11 +262,11 @@ class PolicySplitGRPOTrainer(GRPOTrainer):
         options = {**self.args.bonus_options, "num_prompts": len(self._rewards) // (2 * n), "num_generations": n}
         options["surprise"] = entropy if self.args.bonus_estimator == "entropy" else None
         options["graded"], options["eta"] = ~rewards.isnan(), self._held.applied()
-        advantages, _ = dual_mode_advantages(rewards, logprobs, mask, **options)
-        statistics = bonus_statistics(rewards, logprobs, mask, **options)
+        found = advantages_and_bonuses(rewards, logprobs, mask, **options)
+        statistics = statistics_of(found, rewards, **options)
         measured = means(split_sums(logprobs, entropy, mask != 0, statistics))
         self._log_means(measured | self._held.finished(measured))
-        return torch.cat([x[rank * count : (rank + 1) * count, :length] for x in rows_of(advantages, n)])
+        return torch.cat([x[rank * count : (rank + 1) * count, :length] for x in rows_of(found.advantages, n)])
 
     def _all_blocks(self, rows: Tensor, count: int) -> Tensor:
         """The rows (2B, T) of all processes in the order of `dual_mode_advantages`; responses differ in length."""
