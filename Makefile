@@ -84,13 +84,15 @@ test-vllm:
 COMPILED := PYTHONPATH=tests/support $(COMPILED_VENV)/bin/python -m pytest -p compiled_session -n auto
 test-compiled:
 	$(MAKE) VENV=$(COMPILED_VENV) PYTHON=$(COMPILED_PYTHON) $(COMPILED_VENV)/.compiled
-	$(COMPILED) tests/compiled -m "not full" $(ARGS)
+	$(COMPILED) tests/compiled $(ARGS)
 	$(COMPILED_VENV)/bin/python -m pytest -n auto --dist loadfile $(addprefix tests/,kernels/test_ops.py losses/test_loss.py losses/test_loss_gradients.py)
+	$(COMPILED_VENV)/bin/python -m pytest -n auto --dist loadgroup -m full tests/kernels/test_static.py
 
 test-compiled-full:
 	$(MAKE) VENV=$(COMPILED_VENV) PYTHON=$(COMPILED_PYTHON) $(COMPILED_VENV)/.compiled
-	$(COMPILED) tests/compiled $(ARGS)
+	$(COMPILED) tests/compiled -m "" $(ARGS)
 	$(COMPILED) tests/kernels/test_properties.py -k triton $(ARGS)
+	$(COMPILED_VENV)/bin/python -m pytest -n auto --dist loadgroup -m "" tests/kernels/test_static.py
 
 test-pythons:
 	$(COMPILED_PYTHON) scripts/test_pythons.py $(ARGS)

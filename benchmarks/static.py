@@ -76,12 +76,12 @@ HEADER = [
 ]  # fmt: skip
 
 
-def reports(targets: list[str], processes: int = 2) -> dict[str, list[dict]]:
+def reports(targets: list[str], dtypes: list[str], processes: int = 2) -> dict[str, list[dict]]:
     """Records of each target, compiled by child processes: Triton's interpreter may be switched on in this one."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.machine_code.compiled", *targets[k::processes]],
+            [sys.executable, "-m", "benchmarks.machine_code.compiled", ",".join(dtypes), *targets[k::processes]],
             cwd=Path(__file__).parents[1], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for k in range(min(processes, len(targets)))
@@ -98,21 +98,20 @@ def reports(targets: list[str], processes: int = 2) -> dict[str, list[dict]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
-    parser.add_argument("--dtype", nargs="+", choices=ITEMSIZE, default=["bfloat16", "float32"], help="of the table")
+    parser.add_argument("--dtype", nargs="+", choices=ITEMSIZE, default=["bfloat16", "float32"])
     parser.add_argument("--output", help="JSON file with every record")
     parser.add_argument("--cluster", action="store_true", help="predict a loss kernel with rows in shared memory, only")
     options = parser.parse_args()
     if options.cluster:
         print_prediction()
         return
-    found = reports(options.targets)
+    found = reports(options.targets, options.dtype)
     for target, records in found.items():
         for record in records:
             record["row_loops"], spent = row_loops(record), per_logit(record)
             record["per_logit"] = spent and asdict(spent)
             record["bounds"] = {chip: x._asdict() for chip, x in bounds(record, target).items()}
-    every = ((record, target) for target, records in found.items() for record in records)
-    print(table(HEADER, [row(*x) for x in every if x[0]["job"][1] in options.dtype]))
+    print(table(HEADER, [row(record, target) for target, records in found.items() for record in records]))
     if options.output:
         Path(options.output).write_text(json.dumps(found, indent=1) + "\n")
 

@@ -160,15 +160,17 @@ def activate(name, device):
     return target
 
 
-def main(names):
+def main(dtypes, names):
     records = {}
     for device, name in enumerate(names):
         target = activate(name, device)
         records[name] = [
-            {"job": job} | assembly.read(compiled_by(target, *job), target.backend).record() for job in jobs()
+            {"job": job} | assembly.read(compiled_by(target, *job), target.backend).record()
+            for job in jobs()
+            if job[1] in dtypes
         ]
     print(json.dumps(records))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1].split(","), sys.argv[2:])

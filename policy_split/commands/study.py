@@ -84,7 +84,9 @@ def _parse(arguments: list[str]) -> Any:
     parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"Some of: {', '.join(NAMES)}.")
     parser.add_argument("--own", metavar="FILE", help='JSON {"name": {settings of PolicySplitConfig}} to compare too.')
     parser.add_argument("--seeds", nargs="+", type=int, help="In place of the plan's.")
-    parser.add_argument("--steps", type=int, help="Training steps of each run, in place of the size's.")
+    parser.add_argument(
+        "--steps", type=int, help="Of each run, in place of the size's; a finished study goes on to more."
+    )
     parser.add_argument("--model", help="Name or path of the model of --plan words, in place of SmolLM2-135M-Instruct.")
     parser.add_argument("--warm-start-steps", type=int, help="Of the common warm start, in place of the size's.")
     parser.add_argument("--split", choices=SPLITS, help="held_out: to choose settings on; test: the plan's.")

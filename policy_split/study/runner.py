@@ -16,6 +16,7 @@ from policy_split.config import PolicySplitConfig
 from policy_split.isolation.handlers import Handlers
 from policy_split.storage.whole_folder import replace_text
 
+from .longer import is_longer, lengthen
 from .place import EVALUATION, SPEC, WARM_START
 from .plan import Plan
 
@@ -45,14 +46,17 @@ def run_study(plan: Plan, folder: Path, *, seconds: float | None = None) -> None
 
 
 def prepare(folder: Path, spec: Mapping[str, Any]) -> None:
-    """Make the folder of a piece; ValueError if it is that of another one."""
+    """Make the folder of a piece, or ask the one that is there for more steps; ValueError if it is that of another."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SPEC
     wanted = json.loads(json.dumps(spec))
     if not path.exists():
         replace_text(path, json.dumps(wanted, indent=1) + "\n")
     there = json.loads(path.read_text(encoding="utf-8"))
-    if there != wanted:
+    if is_longer(there, wanted):
+        lengthen(folder, there)
+        replace_text(path, json.dumps(wanted, indent=1) + "\n")
+    elif there != wanted:
         names = sorted(name for name in {**there, **wanted} if there.get(name) != wanted.get(name))
         raise ValueError(f"{folder} holds a run with other {', '.join(names)}; choose another --output or remove it")
 

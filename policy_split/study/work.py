@@ -26,6 +26,7 @@ from policy_split.run_folder.output_dir import remove_earlier_run
 from policy_split.storage.whole_folder import replace_text
 
 from . import countdown_runs, words_runs
+from .longer import TRAINED
 from .milestones import MeasuredTrainer, save_milestone
 from .place import EVALUATION, MODEL, QUESTIONS, QUESTIONS_SEED, SPEC, TRAIN, WARM_START, on_device
 from .words_runs import WordsSize
@@ -82,7 +83,7 @@ def _run(
     folder: Path, spec: Mapping[str, Any], runs: ModuleType, size: CountdownSize | WordsSize
 ) -> tuple[PreTrainedModel, Any, PolicySplitConfig]:
     config = PolicySplitConfig(**spec["settings"], output_dir=str(folder))
-    if (folder / "config.json").is_file():  # trained, and stopped before its evaluation was there
+    if (folder / TRAINED).is_file():  # trained, and stopped before its evaluation was there
         return *_loaded(folder, config), config
     resume = not stopped_before_first(folder)
     if not resume:
