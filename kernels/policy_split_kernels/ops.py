@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 from .backends import cells
 from .contract import statistics_dtype
 from .memory import empty_like_dense
-from .watchers import nobody_else
+from .watchers import in_memory, nobody_else
 
 _STATISTICS = "Tensor targets, Tensor inverse_temperature, Tensor? mask, float? softcap, Tensor? keep_mask"
 _GRADIENT = (
@@ -83,7 +83,9 @@ def call(op: OpOverload, x: Tensor, *arguments: Any) -> Any:
 
     The way through the dispatcher costs as much as the work on a few short rows.
     """
-    return _KERNELS[op](x, *arguments) if nobody_else(x) else op(x, *arguments)
+    if nobody_else(x, *arguments):
+        return _KERNELS[op](x, *arguments)
+    return op(*(in_memory(each) if isinstance(each, Tensor) else each for each in (x, *arguments)))
 
 
 def differentiable(op: OpOverload, apply: Callable[..., Any], logits: int) -> None:

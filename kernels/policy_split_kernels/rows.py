@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .contract import ELSEWHERE, statistics_dtype, valid_rows
 from .dtensor import is_dtensor
-from .watchers import can_ask, in_transform
+from .watchers import can_ask, in_transform, lies_in_memory
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -19,6 +19,8 @@ def as_rows(logits: Tensor) -> Tensor:
         raise TypeError(f"logits must be a tensor, got {type(logits).__name__}")
     if logits.dtype not in DTYPES:
         raise TypeError(f"logits must be one of {', '.join(map(str, DTYPES))}, got {logits.dtype}")
+    if logits.layout is not torch.strided or logits.is_nested:
+        raise TypeError(f"logits must be a dense, strided tensor, got one of layout {logits.layout}")
     _refuse_dtensor("logits", logits)
     if logits.dim() < 1 or logits.shape[-1] == 0:
         raise ValueError(f"logits must be (..., V) with V >= 1, got shape {tuple(logits.shape)}")
@@ -35,7 +37,9 @@ def _refuse_dtensor(name: str, x: Tensor) -> None:
 
 
 def rows_lie_apart(logits: Tensor) -> bool:
-    """Whether as_rows is a view in which no element appears twice: what a gradient may be written over."""
+    """Whether as_rows is a view of memory in which no element appears twice: what a gradient may be written over."""
+    if not lies_in_memory(logits):
+        return False
     if logits.stride(-1) != 1 or (logits.dim() > 3 and not logits.is_contiguous()):
         return False
     return all(stride > 0 or size <= 1 for stride, size in zip(logits.stride(), logits.shape, strict=True))

@@ -56,6 +56,19 @@ def can_ask(x: Tensor) -> bool:
     )
 
 
+def lies_in_memory(x: Tensor) -> bool:
+    """Whether x is what a kernel reads there: no negated view, no zeros that have no memory."""
+    # a compiled graph leaves that to the dispatcher, when it runs
+    return torch.compiler.is_compiling() or not (x.is_neg() or x._is_zerotensor())
+
+
+def in_memory(x: Tensor) -> Tensor:
+    """x, or a copy that lies in memory; PyTorch's own copy of zeros is one that is expanded, which no kernel reads."""
+    if lies_in_memory(x):
+        return x
+    return torch.zeros(x.shape, dtype=x.dtype, device=x.device) if x._is_zerotensor() else x.resolve_neg()
+
+
 def _batched(x: Tensor) -> bool:
     """Whether x stands for many tensors, of which vmap shows one."""
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
@@ -65,15 +78,15 @@ def _batched(x: Tensor) -> bool:
     return False
 
 
-def nobody_else(x: Tensor) -> bool:
-    """Whether an operation on x may be computed without the dispatcher, which would find nothing but its kernel."""
+def nobody_else(*arguments: Any) -> bool:
+    """Whether an operation may be computed without the dispatcher, which would find nothing but its kernel."""
     return (
-        type(x) in _PLAIN
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and not in_transform()
         and not torch._C._is_tracing()
         and not torch._C._autograd._profiler_enabled()
         and not torch._C._len_torch_function_stack()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._ops._len_torch_dispatch_stack_pre_dispatch()
+        and all(type(x) in _PLAIN and lies_in_memory(x) for x in arguments if isinstance(x, Tensor))
     )

@@ -24,7 +24,7 @@ def check_inplace(logits: Tensor, ratio_level: str, process_group: object) -> No
     if not rows_lie_apart(logits):
         raise ValueError(
             f"inplace_gradient=True needs logits whose rows lie apart in memory with a contiguous vocabulary; "
-            f"got shape {tuple(logits.shape)} with strides {logits.stride()}"
+            f"got shape {tuple(logits.shape)} with strides {logits.stride()}{', a negated view' * logits.is_neg()}"
         )
 
 
