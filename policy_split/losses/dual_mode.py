@@ -85,6 +85,7 @@ def dual_mode_loss(
     with `ratio` bounded by `clip_delta` where the advantage is negative. `ratio_level="sequence"` (GSPO) takes in its
     place the exponential of the mean of `l - old_logprobs` over the valid tokens of a row of (..., T); it reads the
     logits twice. `sampler_logprobs` are those of the engine that drew the tokens, `old_logprobs` (or `l`) ours.
+    Without `ref_logprobs` kl is 0, whatever `kl_coef`.
     Two surrogates do not clip. "sapo": `objective = 4 / t * sigmoid(t * (ratio - 1)) * A` with t =
     `sapo_temperature[0]` where A > 0, else `[1]`. "vespo", of sequences alone: `objective = phi.detach() * A * l` with
     `phi = w**k * exp(lambda_ * (1 - w))`, w the product of a row's ratios (and sampler weights), k and lambda_ from
