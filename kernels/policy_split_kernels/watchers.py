@@ -80,13 +80,17 @@ def _batched(x: Tensor) -> bool:
 
 def nobody_else(*arguments: Any) -> bool:
     """Whether an operation may be computed without the dispatcher, which would find nothing but its kernel."""
-    return (
-        not torch.compiler.is_compiling()
-        and not in_transform()
-        and not torch._C._is_tracing()
-        and not torch._C._autograd._profiler_enabled()
-        and not torch._C._len_torch_function_stack()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._ops._len_torch_dispatch_stack_pre_dispatch()
-        and all(type(x) in _PLAIN and lies_in_memory(x) for x in arguments if isinstance(x, Tensor))
-    )
+    if (
+        torch.compiler.is_compiling()
+        or in_transform()
+        or torch._C._is_tracing()
+        or torch._C._autograd._profiler_enabled()
+        or torch._C._len_torch_function_stack()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch()
+    ):
+        return False
+    for x in arguments:  # each costs: no function is called here
+        if isinstance(x, Tensor) and (type(x) not in _PLAIN or x.is_neg() or x._is_zerotensor()):
+            return False
+    return True
