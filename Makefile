@@ -9,7 +9,7 @@
 # make test-vllm                   our trainer's and TRL's rollouts by vLLM, in an environment with its build for CPUs
 # make test-compiled               the Triton kernels, compiled, on a CPU (ttsem); a few tests with the newest PyTorch
 # make test-compiled-full          the same in every dtype, every pass of the compiler, the kernels' own tests: an hour
-# make test-pythons                each Python with the oldest and the newest of what it names: hours, 6 GB at a time
+# make test-pythons                each Python with the oldest and the newest of what it names: an hour, 6 GB at a time
 # make peers                       tests of Liger, quack and Apple, fetched, on our functions in the place of theirs
 # make docs    the documentation site, into build/site; make docs-serve shows it while its pages are written
 # make import-graph                the picture of who imports whom, docs/assets/imports.svg

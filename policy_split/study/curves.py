@@ -17,7 +17,7 @@ from policy_split.storage.whole_folder import replace_text
 from .results import Results, measure_of
 from .variants import Variant
 
-POINTS = 60  # of each curve
+POINTS = 50  # of each curve
 EVALUATED = ("accuracy", "distinct_correct_8")  # on the way
 DIGITS = 5  # of each number in the file
 

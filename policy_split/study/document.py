@@ -34,7 +34,7 @@ def document(
         _pass_at_k(plan, results),
         "## Curves",
         f"![Entropy, reward and KL over the steps]({figure})",
-        f"Running means over {plan.task.STORY.window} steps; bands are the range over the seeds. "
+        f"Running means over {plan.task.STORY.window} steps; bands, in panels of few, are the range over the seeds. "
         f"[Their numbers]({data}).",
         *_apart(plan, results),
         "## Settings",

@@ -23,6 +23,7 @@ EVALUATED = {  # beside those, where there are any
     "distinct_correct_8": "different correct of 8, held out",
 }
 COLUMNS = 3
+BANDS = 10  # more of them in one panel hide each other
 LOGARITHMIC = 10  # from this many times the median on, one curve would press the others flat
 
 
@@ -40,7 +41,8 @@ def draw_curves(curves: Sequence[Curve], target: Path) -> None:
     for axes, (panel, title) in zip(grid, panels.items(), strict=False):
         shown = [curve for curve in curves if curve.panel == panel]
         for curve in shown:
-            lines.setdefault(_label(curve), _draw(axes, curve, f"C{names.index(curve.variant) % 10}"))
+            color, band = f"C{names.index(curve.variant) % 10}", len(shown) <= BANDS
+            lines.setdefault(_label(curve), _draw(axes, curve, color, band))
         axes.set(title=title, xlabel="step")
         _scale(axes, shown)
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
@@ -52,9 +54,9 @@ def write_svg(figure: Any, target: Path) -> None:
     replace_text(target, svg_of(figure, "policy-split", "policy-split study"))
 
 
-def _draw(axes: Any, curve: Curve, color: str) -> Any:
+def _draw(axes: Any, curve: Curve, color: str, band: bool) -> Any:
     style = "--" if curve.mode == MODE_NAMES[HIGH_ENTROPY] else "-"
-    if curve.low != curve.high:  # one seed has no band
+    if band and curve.low != curve.high:  # one seed has none
         axes.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
     (line,) = axes.plot(curve.steps, curve.mean, style, color=color, linewidth=1.4)
     return line

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from policy_split.study.curves import Curve, read_curves, study_curves, write_curves
-from policy_split.study.figures import draw_curves
+from policy_split.study.curves import POINTS, Curve, read_curves, study_curves, write_curves
+from policy_split.study.figures import BANDS, draw_curves
 from policy_split.study.results import CURVES, Result, Results
 from policy_split.study.variants import chosen_variants
 
@@ -39,7 +39,7 @@ def test_curves_are_running_means_with_their_range():
         ("policy_split", "kl", "high_entropy"),
     ]
     for curve in curves:
-        assert (curve.steps[0], curve.steps[-1], len(curve.steps)) == (20, 400, 60)
+        assert (curve.steps[0], curve.steps[-1], len(curve.steps)) == (20, 400, POINTS)
         last_twenty = np.array(curve.steps) - 9.5  # the mean of step-19 ... step
         assert curve.low == pytest.approx(last_twenty)
         assert curve.mean == pytest.approx(last_twenty + 5)
@@ -72,3 +72,13 @@ def test_a_figure_is_the_same_again_and_its_axes_fit(tmp_path):
     assert "mathdefault" in text  # powers of ten at its marks: 9 would press 0.1 flat
     draw_curves(flat, tmp_path / "one.svg")
     assert "mathdefault" not in (tmp_path / "one.svg").read_text()
+
+
+@pytest.mark.parametrize("count", [BANDS, BANDS + 1])
+def test_bands_are_drawn_while_they_do_not_hide_each_other(tmp_path, count):
+    names = [f"v{k}" for k in range(count)]
+    curves = [Curve("entropy", x, x, "normal", [1, 2], [0.2, 0.2], [0.1, 0.1], [0.3, 0.3]) for x in names]
+    one_seed = Curve("reward", "v0", "v0", "normal", [1, 2], [0.2, 0.2], [0.2, 0.2], [0.2, 0.2])
+    draw_curves([*curves, one_seed], tmp_path / "x.svg")
+    bands = (tmp_path / "x.svg").read_text().count('<g id="FillBetweenPolyCollection_')
+    assert bands == (count if count == BANDS else 0)
