@@ -8,7 +8,7 @@
 # make test-verl                   verl's, in an environment of its own: it holds transformers back and stumbles over TRL
 # make test-vllm                   our trainer's and TRL's rollouts by vLLM, in an environment with its build for CPUs
 # make test-compiled               the Triton kernels, compiled, on a CPU (ttsem); a few tests with the newest PyTorch
-# make test-compiled-full          the same in every dtype, every pass of the compiler, the kernels' own tests: an hour
+# make test-compiled-full          the same in every dtype, every pass of the compiler, the kernels' own tests: half an hour
 # make test-pythons                each Python with the oldest and the newest of what it names: an hour, 6 GB at a time
 # make peers                       tests of Liger, quack and Apple, fetched, on our functions in the place of theirs
 # make docs    the documentation site, into build/site; make docs-serve shows it while its pages are written
@@ -82,17 +82,18 @@ test-vllm:
 
 # ttsem executes what Triton has compiled; without it, Triton's interpreter and the newest PyTorch are tried
 COMPILED := PYTHONPATH=tests/support $(COMPILED_VENV)/bin/python -m pytest -p compiled_session -n auto
+NEWEST := $(COMPILED_VENV)/bin/python -m pytest -n auto
 test-compiled:
 	$(MAKE) VENV=$(COMPILED_VENV) PYTHON=$(COMPILED_PYTHON) $(COMPILED_VENV)/.compiled
 	$(COMPILED) tests/compiled $(ARGS)
-	$(COMPILED_VENV)/bin/python -m pytest -n auto --dist loadfile $(addprefix tests/,kernels/test_ops.py losses/test_loss.py losses/test_loss_gradients.py)
-	$(COMPILED_VENV)/bin/python -m pytest -n auto --dist loadgroup -m full tests/kernels/test_static.py
+	$(NEWEST) --dist loadfile $(addprefix tests/,kernels/test_ops.py losses/test_loss.py losses/test_loss_gradients.py)
 
 test-compiled-full:
 	$(MAKE) VENV=$(COMPILED_VENV) PYTHON=$(COMPILED_PYTHON) $(COMPILED_VENV)/.compiled
 	$(COMPILED) tests/compiled -m "" $(ARGS)
 	$(COMPILED) tests/kernels/test_properties.py -k triton $(ARGS)
-	$(COMPILED_VENV)/bin/python -m pytest -n auto --dist loadgroup -m "" tests/kernels/test_static.py
+	$(NEWEST) --dist loadfile $(addprefix tests/,kernels/test_ops.py losses/test_loss.py losses/test_loss_gradients.py)
+	$(NEWEST) --dist loadgroup tests/kernels/test_static.py -m ""
 
 test-pythons:
 	$(COMPILED_PYTHON) scripts/test_pythons.py $(ARGS)

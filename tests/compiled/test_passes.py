@@ -1,6 +1,7 @@
 """What each pass of Triton's compiler receives computes the same, for three generations of GPUs (ttsem.validate).
 
-The table of docs/compiled.md is what `make test-compiled-full ARGS="tests/compiled/test_passes.py -s"` prints.
+The table of docs/compiled.md is what these print, with -s and without -n: PYTHONPATH=tests/support
+.venv-compiled/bin/python -m pytest -p compiled_session -m "" -s tests/compiled/test_passes.py
 """
 
 import compiled_calls as calls

@@ -22,13 +22,18 @@ TARGETS = ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"]
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 
 
+def group(target, dtype="bfloat16"):
+    """What one process compiles."""
+    return pytest.mark.xdist_group(f"{target}-{dtype}")
+
+
 def pair(target, dtype):
     """One architecture in each dtype and each in the dtype that is trained in; the rest is full."""
     first = target == "cuda:90" or dtype == "bfloat16"
-    group = pytest.mark.xdist_group(f"{target}-{dtype}")  # what one process compiles
-    return pytest.param(target, dtype, marks=[group] if first else [group, pytest.mark.full])
+    return pytest.param(target, dtype, marks=[group(target, dtype)] + [pytest.mark.full] * (not first))
 
 
+EACH = [pytest.param(target, marks=group(target)) for target in TARGETS]
 MATRIX = [pair(target, dtype) for target in TARGETS for dtype in DTYPES]
 LONGEST = 151936
 # Instructions per logit of each pass over a bfloat16 row: what was reached, and a little.
@@ -144,7 +149,7 @@ def test_one_special_function_for_each_logit_and_pass(kernels):
 
 
 @pytest.mark.parametrize("name", list(SLOTS["cuda:90"]))
-@pytest.mark.parametrize("target", list(SLOTS))
+@pytest.mark.parametrize("target", [x for x in EACH if x.values[0] in SLOTS])
 def test_instructions_per_logit(compiled, target, name):
     records, _ = compiled(target, "bfloat16")
     (row,) = (row for row in records if row["job"] == [name, "bfloat16", LONGEST, "full"])
@@ -155,6 +160,7 @@ def test_instructions_per_logit(compiled, target, name):
     assert all(x <= limit for x, limit in zip(worst, budget, strict=True)), f"{spent}, allowed are {budget}"
 
 
+@group("cuda:90")
 @pytest.mark.parametrize("chip", BOUND)
 def test_every_kernel_of_the_bfloat16_table_is_bound_by_memory(compiled, chip):
     """By the model of benchmarks.static, at the chip's published rates; without softcaps and mixtures."""
@@ -168,16 +174,15 @@ def test_every_kernel_of_the_bfloat16_table_is_bound_by_memory(compiled, chip):
     assert {job: bound for job, bound in bounds.items() if bound["by"] != "memory" or bound["spare"] < SPARE} == {}
 
 
-@pytest.mark.parametrize(("target", "chips"), [
-    ("cuda:80", ["A100"]), ("cuda:90", ["H100", "H200"]), ("cuda:100", ["B200"]), ("hip:gfx942", ["MI300X"]),
-])  # fmt: skip
-def test_the_table_is_printed_with_the_bounds_of_its_chips(compiled, target, chips):
+@pytest.mark.parametrize("target", EACH)
+def test_the_table_is_printed_with_the_bounds_of_its_chips(compiled, target):
+    chips = {"cuda:80": ["A100"], "cuda:90": ["H100", "H200"], "cuda:100": ["B200"], "hip:gfx942": ["MI300X"]}[target]
     _, printed = compiled(target, "bfloat16")
     (line, *_) = (line for line in printed.splitlines() if "| loss | bfloat16 | 151936 |" in line)
     assert all(f"{chip}: " in line for chip in chips), line
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", EACH)
 class TestOfTheTest:
     """Kernels that must fail the checks above, so that a check that sees nothing is noticed."""
 
@@ -200,6 +205,6 @@ def test_a_straightforward_kernel_is_bound_by_its_instructions(others):
     assert others["cuda:90"]["straightforward"]["H200"]["spare"] < SPARE
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", EACH)
 def test_one_variant_for_all_lengths_batches_alignments_of_vectors_and_values(others, target):
     assert set(others[target]["variants"].values()) == {1}, others[target]["variants"]
