@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before it is imported: without a network each question would be waited for
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported: Triton then computes on CPU tensors
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import saved_task
 import yaml
+from huggingface_hub import constants
 
 from policy_split.commands import main as cli
 from policy_split.countdown import job as countdown_job
@@ -111,7 +112,8 @@ def test_a_run_that_has_ended_is_done_again_by_nobody(somewhere):
         (["--resume", "run", "--size", "minute"], "--size minute is of the built-in Countdown task"),
     ],
 )
-def test_what_cannot_be_resumed_is_said(somewhere, capsys, arguments, said):
+def test_what_cannot_be_resumed_is_said(somewhere, capsys, monkeypatch, arguments, said):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # where it is not reached it would be waited for
     (somewhere / "empty").mkdir()
     assert train(*arguments) == 2
     assert said in capsys.readouterr().err
