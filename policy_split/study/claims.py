@@ -29,20 +29,24 @@ class Comparison(NamedTuple):
 
 
 def claims(plan: Plan, results: Results) -> str:
-    """A table of each form of Policy Split, or why there is none: it takes GRPO and Policy Split."""
-    names = [variant.name for variant in plan.variants]
-    if GRPO.name not in names or POLICY_SPLIT.name not in names:
+    """A table of each form of Policy Split, or why there is none: it takes GRPO and a form."""
+    if not are_judged(plan):
         return "GRPO and Policy Split are not both among the runs."
     found = [(form, list(_comparisons(plan, results, form))) for form in _forms(plan)]
     corrected = iter(holm([each.difference.p_value for _, of_form in found for each in of_form]))
     parts = []
     for form, of_form in found:
-        if form.name != POLICY_SPLIT.name:
+        if parts:
             parts.append(f"The same of another form, {form.title}:")
         rows = [["claim", form.title, "against", "difference [95 % interval]", "p", "p of all (Holm)", ""]]
         rows += [_row(plan, each, next(corrected)) for each in of_form]
         parts += [markdown(rows), _kl_grew(results, form)]
     return "\n\n".join(parts)
+
+
+def are_judged(plan: Plan) -> bool:
+    """Whether there is GRPO to compare with, and what to compare with it."""
+    return GRPO in plan.variants and bool(_forms(plan))
 
 
 def _forms(plan: Plan) -> list[Variant]:

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from policy_split.evaluation.statistics import sizes_of_k
 from policy_split.evaluation.tables import markdown
 
-from .claims import claims, measures_of
+from .claims import are_judged, claims, measures_of
 from .equal_tables import equal_tables, kl_table
 from .plan import Plan
 from .results import Results, measure_of
@@ -65,7 +65,7 @@ def _setting(plan: Plan, results: Results, command: str, seconds: float | None) 
 
 
 def _judged(plan: Plan, results: Results) -> list[str]:
-    if not {GRPO.name, POLICY_SPLIT.name} <= set(results.runs):
+    if not are_judged(plan):
         return []
     said = "p-values of the paired t-test, and corrected for the number of all claims (Holm): a claim holds at 0.05."
     return ["## What the paper says, and what came out", claims(plan, results), said]

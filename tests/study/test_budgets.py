@@ -1,6 +1,7 @@
 """Runs at equal cost: literal interpolations, the common budget, Holm's correction, what claims make of them."""
 
 import math
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -168,6 +169,10 @@ def test_every_form_is_judged_and_all_are_corrected_together():
     assert [row[1] for row in cells if row[0].endswith("more accurate than GRPO")] == ["0.625", "0.710"]
     alone = [cell.strip() for cell in claims(plan_of_two(), results()).splitlines()[2].strip("|").split("|")]
     assert float(cells[0][5]) >= float(alone[5])  # corrected for twice as many
+    del found.runs["policy_split"]
+    form = claims(replace(plan, variants=(both[0], both[2])), found)
+    assert "The same of another form" not in form
+    assert len([line for line in form.splitlines() if line.startswith("| ")]) == 12
 
 
 def test_how_far_the_modes_went_apart():
