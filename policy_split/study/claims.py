@@ -34,7 +34,7 @@ def claims(plan: Plan, results: Results) -> str:
         return "GRPO and Policy Split are not both among the runs."
     found = [(form, list(_comparisons(plan, results, form))) for form in _forms(plan)]
     corrected = iter(holm([each.difference.p_value for _, of_form in found for each in of_form]))
-    parts = []
+    parts: list[str] = []
     for form, of_form in found:
         if parts:
             parts.append(f"The same of another form, {form.title}:")
