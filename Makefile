@@ -83,16 +83,17 @@ test-vllm:
 # ttsem executes what Triton has compiled; without it, Triton's interpreter and the newest PyTorch are tried
 COMPILED := PYTHONPATH=tests/support $(COMPILED_VENV)/bin/python -m pytest -p compiled_session -n auto
 NEWEST := $(COMPILED_VENV)/bin/python -m pytest -n auto
+NEWEST_OPS := $(NEWEST) --dist loadfile $(addprefix tests/,kernels/test_ops.py losses/test_loss.py losses/test_loss_gradients.py)
 test-compiled:
 	$(MAKE) VENV=$(COMPILED_VENV) PYTHON=$(COMPILED_PYTHON) $(COMPILED_VENV)/.compiled
 	$(COMPILED) tests/compiled $(ARGS)
-	$(NEWEST) --dist loadfile $(addprefix tests/,kernels/test_ops.py losses/test_loss.py losses/test_loss_gradients.py)
+	$(NEWEST_OPS)
 
 test-compiled-full:
 	$(MAKE) VENV=$(COMPILED_VENV) PYTHON=$(COMPILED_PYTHON) $(COMPILED_VENV)/.compiled
 	$(COMPILED) tests/compiled -m "" $(ARGS)
 	$(COMPILED) tests/kernels/test_properties.py -k triton $(ARGS)
-	$(NEWEST) --dist loadfile $(addprefix tests/,kernels/test_ops.py losses/test_loss.py losses/test_loss_gradients.py)
+	$(NEWEST_OPS)
 	$(NEWEST) --dist loadgroup tests/kernels/test_static.py -m ""
 
 test-pythons:

@@ -8,10 +8,9 @@ from typing import Any
 from policy_split.config import PolicySplitConfig
 
 from .milestones import save_milestone
-from .place import EVALUATION
+from .place import EVALUATION, TRAINED
 
 CONSTANT = ("constant", "constant_with_warmup")
-TRAINED = "config.json"  # of the model, in the folder of a run that has done its steps
 
 
 def is_longer(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -19,9 +18,10 @@ def is_longer(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     if "settings" not in there or "settings" not in wanted:
         return False
     before, after = there["settings"], wanted["settings"]
-    alike = {**there, "settings": {**before, "max_steps": None}} == {**wanted, "settings": {**after, "max_steps": None}}
+    if {**there, "settings": {**before, "max_steps": None}} != {**wanted, "settings": {**after, "max_steps": None}}:
+        return False  # nor may its settings be those of this version
     given, asked = PolicySplitConfig(**before), PolicySplitConfig(**after)
-    return alike and asked.lr_scheduler_type in CONSTANT and 0 < given.max_steps < asked.max_steps
+    return asked.lr_scheduler_type in CONSTANT and 0 < given.max_steps < asked.max_steps
 
 
 def lengthen(folder: Path, there: Mapping[str, Any]) -> None:

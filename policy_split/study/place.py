@@ -11,6 +11,7 @@ from policy_split.models.policy import placed
 from policy_split.storage.whole_folder import ASIDE, publish
 
 SPEC, EVALUATION, WARM_START = "spec.json", "evaluation.json", "warm-start"
+TRAINED = "config.json"  # of the model, in the folder of a run that has done its steps
 MODEL, TRAIN, QUESTIONS = "model", "train", "questions"  # in the folder of the common start
 QUESTIONS_SEED = 1  # every run answers the same questions
 WARM_START_SEED = 1  # and starts from the same weights

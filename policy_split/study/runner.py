@@ -50,15 +50,15 @@ def prepare(folder: Path, spec: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SPEC
     wanted = json.loads(json.dumps(spec))
-    if not path.exists():
-        replace_text(path, json.dumps(wanted, indent=1) + "\n")
-    there = json.loads(path.read_text(encoding="utf-8"))
-    if is_longer(there, wanted):
-        lengthen(folder, there)
-        replace_text(path, json.dumps(wanted, indent=1) + "\n")
-    elif there != wanted:
+    there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if there == wanted:
+        return
+    if there is not None and not is_longer(there, wanted):
         names = sorted(name for name in {**there, **wanted} if there.get(name) != wanted.get(name))
         raise ValueError(f"{folder} holds a run with other {', '.join(names)}; choose another --output or remove it")
+    if there is not None:
+        lengthen(folder, there)
+    replace_text(path, json.dumps(wanted, indent=1) + "\n")
 
 
 def finished(folder: Path) -> bool:

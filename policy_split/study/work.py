@@ -26,9 +26,8 @@ from policy_split.run_folder.output_dir import remove_earlier_run
 from policy_split.storage.whole_folder import replace_text
 
 from . import countdown_runs, words_runs
-from .longer import TRAINED
 from .milestones import MeasuredTrainer, save_milestone
-from .place import EVALUATION, MODEL, QUESTIONS, QUESTIONS_SEED, SPEC, TRAIN, WARM_START, on_device
+from .place import EVALUATION, MODEL, QUESTIONS, QUESTIONS_SEED, SPEC, TRAIN, TRAINED, WARM_START, on_device
 from .words_runs import WordsSize
 
 

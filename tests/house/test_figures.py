@@ -42,7 +42,8 @@ def test_curves_are_curves(path):
     curves = read_curves(path)
     logged = [curve for curve in curves if curve.panel in ("entropy", "reward", "kl")]
     assert {curve.panel for curve in logged} == {"entropy", "reward", "kl"}
-    assert {"policy_split", "positive_correction", "held_kl"} & {curve.variant for curve in curves}
+    form = {"target": "held_kl", "longer": "positive_correction"}.get(path.stem.split("-")[0], "policy_split")
+    assert form in {curve.variant for curve in curves}
     for curve in logged:
         assert curve.steps[0] == (WORDS.window if path.stem == "study-words" else 20)
         assert path.stem not in EARLIER or curve.steps[-1] == 400

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from policy_split.study.curves import POINTS, Curve, read_curves, study_curves, write_curves
+from policy_split.study.curves import Curve, read_curves, study_curves, write_curves
 from policy_split.study.figures import BANDS, draw_curves
 from policy_split.study.results import CURVES, Result, Results
 from policy_split.study.variants import chosen_variants
@@ -39,7 +39,7 @@ def test_curves_are_running_means_with_their_range():
         ("policy_split", "kl", "high_entropy"),
     ]
     for curve in curves:
-        assert (curve.steps[0], curve.steps[-1], len(curve.steps)) == (20, 400, POINTS)
+        assert (curve.steps[0], curve.steps[-1], len(curve.steps)) == (20, 400, 50)
         last_twenty = np.array(curve.steps) - 9.5  # the mean of step-19 ... step
         assert curve.low == pytest.approx(last_twenty)
         assert curve.mean == pytest.approx(last_twenty + 5)

@@ -69,6 +69,7 @@ def test_what_is_cut_between_the_steps_of_lengthening_is_whole_or_cut(tmp_path):
         ({"max_steps": 4}, {"max_steps": 3}, False),
         ({"max_steps": -1}, {"max_steps": 3}, False),
         ({"max_steps": 4}, {"max_steps": 5, "seed": 2}, False),
+        ({"max_steps": 4, "of_long_ago": 1}, {"max_steps": 5}, False),
         ({"max_steps": 4, "lr_scheduler_type": "linear"}, {"max_steps": 5, "lr_scheduler_type": "linear"}, False),
         ({"max_steps": 4, "lr_scheduler_type": "cosine"}, {"max_steps": 5, "lr_scheduler_type": "constant"}, False),
     ],
